@@ -1,0 +1,241 @@
+/* absgd.h — the C ABI of Attentional-Biased SGD on the CPU.
+ *
+ *   Qi, Xu, Yin, Jin, Yang: Attentional-Biased Stochastic Gradient Descent. TMLR 2023.
+ *
+ * Algorithm 1 of the paper, for a mini-batch of per-sample losses L_1 … L_B at temperature λ:
+ *
+ *   ℓ      = logsumexp(L/λ) − log B                       absgd_batch_stats, absgd_combine_stats
+ *   log_s ← logaddexp(log(1−γ) + log_s, log γ + log α + ℓ)                    absgd_update_log_s
+ *   p_i    = exp(L_i/λ − log_s)                                                    absgd_weights
+ *   v     ← βv + (1−dampening)·g,   w ← w − ηv      (or the paper's Equation 2)   absgd_sgd_step
+ *
+ * and the per-sample losses that it is used with, fused                      absgd_softmax_loss_*
+ *
+ * Conventions, for every function:
+ *   - Pointers are to dense memory that the caller owns; nothing is allocated, no state is kept.
+ *   - Sizes and indices are 64-bit and count elements.
+ *   - Work can be split over any thread pool: by [begin, end), the part that a call does, or by
+ *     passing a part of the arrays. How it is split never changes a bit of the result.
+ *   - Arguments are checked before anything is written. A result other than ABSGD_OK means that
+ *     nothing was.
+ *   - "Arithmetic type": double for ABSGD_FLOAT64, float for the other three.
+ */
+#ifndef ABSGD_H
+#define ABSGD_H
+
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#if defined(__GNUC__)
+#define ABSGD_API __attribute__((visibility("default")))
+#else
+#define ABSGD_API
+#endif
+
+typedef enum absgd_status {
+    ABSGD_OK = 0,
+    ABSGD_NULL_POINTER = 1,         /* a required pointer is NULL */
+    ABSGD_INVALID_DTYPE = 2,        /* not one of absgd_dtype */
+    ABSGD_INVALID_SIZE = 3,         /* a negative size, or begin and end outside 0 ≤ begin ≤ end ≤ size */
+    ABSGD_INVALID_HYPERPARAMETER = 4, /* outside the range that its field documents */
+    ABSGD_TARGET_OUT_OF_RANGE = 5,  /* a target is neither ignore_index nor in [0, classes) */
+    ABSGD_CUDA_ERROR = 6,           /* a launch failed; cudaGetLastError says why (CUDA only) */
+} absgd_status;
+
+/* A sentence in English for each status; "unknown status" for other values. Never NULL. */
+ABSGD_API const char *absgd_status_string(absgd_status status);
+
+typedef enum absgd_dtype {
+    ABSGD_FLOAT32 = 0,
+    ABSGD_FLOAT64 = 1,
+    ABSGD_FLOAT16 = 2,
+    ABSGD_BFLOAT16 = 3,
+} absgd_dtype;
+
+/* ---- weights ------------------------------------------------------------------------------- */
+
+/* The sums that describe a batch, with z_i = L_i/λ (z_i = 0 for λ = ±∞). Rows of two parts of a
+ * batch combine into the row of the whole, so the parts can be threads' or ranks'. */
+typedef struct absgd_stats {
+    double count;        /* B: samples that are not masked out */
+    double nonfinite;    /* of these, how many have a non-finite L_i or z_i, or λ is NaN or 0 */
+    double max;          /* m = max z_i; −∞ for an empty batch */
+    double sum;          /* Σ exp(z_i − m) */
+    double sum_sq;       /* Σ exp(2(z_i − m)) */
+    double sum_loss;     /* Σ L_i */
+    double sum_weighted; /* Σ exp(z_i − m) L_i */
+} absgd_stats;
+
+/* The normaliser's constants. */
+typedef struct absgd_rule {
+    double gamma;  /* γ, moving-average rate, in (0, 1] */
+    double alpha;  /* α, factor on the batch's mean, finite and > 0; 1 in the paper */
+    double s_init; /* s_1, ≥ 0, or NaN: the first batch sets log_s = log α + ℓ */
+} absgd_rule;
+
+/* The batch's work is cut into pieces of this many losses: one row of statistics each, combined in
+ * order, so that the bits of log_s do not depend on the number of threads. */
+#define ABSGD_STATS_CHUNK 16384
+
+/* *stats = the sums of losses[0..n). mask[i] = 0 takes sample i out (its loss is not read as a
+ * number); mask may be NULL. *lam is λ: any double; NaN and 0 make the batch non-finite. */
+ABSGD_API absgd_status absgd_batch_stats(absgd_dtype dtype, const void *losses, const uint8_t *mask,
+                                         int64_t n, const double *lam, absgd_stats *stats);
+
+/* *stats = the row of the union of rows[0..n_rows), combined in their order. May alias rows. */
+ABSGD_API absgd_status absgd_combine_stats(const absgd_stats *rows, int64_t n_rows,
+                                           absgd_stats *stats);
+
+/* Re-expresses log_s, which was last written at temperature *log_s_lam, at temperature *lam:
+ * log_s·λ_old/λ_new within one sign (λ·log_s, the estimate of the objective, carries over);
+ * log(s_init) or NaN, "unset", on a change of sign or from ±∞. At λ = ±∞ log_s stays. A λ that is
+ * NaN or 0 changes nothing. */
+ABSGD_API absgd_status absgd_carry_log_s(const double *lam, const absgd_rule *rule, double *log_s,
+                                         double *log_s_lam);
+
+/* Algorithm 1, line "s ← (1−γ)s + γ·α·mean exp(L/λ)", in the log domain, after absgd_carry_log_s.
+ * An empty batch or one with a non-finite loss changes neither log_s nor log_s_lam. */
+ABSGD_API absgd_status absgd_update_log_s(const absgd_stats *stats, const double *lam,
+                                          const absgd_rule *rule, double *log_s, double *log_s_lam);
+
+/* weights[i] = p_i = exp(L_i/λ − log_s), 1 at λ = ±∞, 0 where masked out, NaN throughout if the
+ * batch holds a non-finite loss and λ is finite; coefficients[i] = factor·p_i/stats->count, so that
+ * Σ coefficients_i L_i is the scalar to differentiate (factor: the number of ranks whose gradients
+ * are averaged, else 1). Both in the arithmetic type. stats is the whole batch's row. */
+ABSGD_API absgd_status absgd_weights(absgd_dtype dtype, const void *losses, const uint8_t *mask,
+                                     int64_t n, const double *lam, const double *log_s,
+                                     const absgd_stats *stats, double factor, void *weights,
+                                     void *coefficients);
+
+/* What a person wants to know of a batch's weights. */
+typedef struct absgd_report {
+    double count;             /* B */
+    double mean_loss;         /* (1/B) Σ L_i */
+    double weighted_loss;     /* (1/B) Σ p_i L_i */
+    double objective;         /* λ·log_s, the estimate of F_λ; the mean loss at λ = ±∞ */
+    double max_weight;        /* max p_i */
+    double effective_samples; /* (Σ p_i)²/Σ p_i² */
+    double batches;           /* 1; in the running mean, how many batches it has seen */
+} absgd_report;
+
+/* Rate of the exponential running mean that absgd_observe keeps. */
+#define ABSGD_REPORT_RATE 0.01
+
+/* reports[0] = the batch's report, after absgd_update_log_s; reports[1], its running mean, starts at
+ * the first batch while its count reads NaN. An empty batch changes nothing, a non-finite one
+ * leaves the running mean. */
+ABSGD_API absgd_status absgd_observe(const absgd_stats *stats, const double *lam,
+                                     const double *log_s, absgd_report reports[2]);
+
+/* ---- gradient accumulation ----------------------------------------------------------------- */
+
+/* Gradients are linear in 1/s, so micro-batches can be weighted with a provisional normaliser and
+ * the sum of their gradients turned into the large batch's at the end, exactly. */
+typedef struct absgd_accumulation {
+    absgd_stats whole;      /* the micro-batches so far; all zero before the first */
+    double log_c;           /* the provisional normaliser, in place of log_s */
+    double reference_count; /* samples of the first non-empty micro-batch, in place of B */
+} absgd_accumulation;
+
+/* A provisional weight above exp(this) raises log_c. */
+#define ABSGD_PROVISIONAL_LIMIT 10.0
+
+/* Adds a micro-batch, given its row of statistics. The first one sets log_c: to log_s (carried over
+ * to *lam), or to its own log α + ℓ. *shrink = the factor, 1 or less, by which gradients that are
+ * already accumulated must be multiplied because log_c was raised. absgd_weights then takes log_c
+ * for log_s, and a row whose count is reference_count. */
+ABSGD_API absgd_status absgd_accumulate(const absgd_stats *stats, const double *lam,
+                                        const absgd_rule *rule, const double *log_s,
+                                        const double *log_s_lam, absgd_accumulation *accumulation,
+                                        double *shrink);
+
+/* Updates log_s with the whole batch and empties the accumulation. *factor = what the accumulated
+ * gradients must be multiplied by: divisor·(reference_count/B)·exp(log_c − log_s), with divisor the
+ * number that the loop divided each micro-batch's loss by; 1 if nothing was accumulated. */
+ABSGD_API absgd_status absgd_settle(absgd_accumulation *accumulation, const double *lam,
+                                    const absgd_rule *rule, double divisor, double *log_s,
+                                    double *log_s_lam, double *factor);
+
+/* ---- the momentum step --------------------------------------------------------------------- */
+
+typedef struct absgd_tensor {
+    void *param;      /* w */
+    const void *grad; /* g, of the same dtype and in the same element order */
+    void *momentum;   /* v (or d), likewise; NULL if and only if the momentum factor is 0 */
+    int64_t numel;
+    int32_t fresh; /* not 0: momentum has no value yet and is not read: v ← g (d ← −ηg) */
+} absgd_tensor;
+
+typedef struct absgd_sgd_options {
+    double lr;           /* η */
+    double momentum;     /* β ≥ 0 */
+    double dampening;
+    double weight_decay; /* g ← g + weight_decay·w */
+    double grad_scale;   /* g ← g/grad_scale first (AMP); 1 otherwise; grad itself is not changed */
+    int32_t nesterov;    /* step along g + βv; needs β > 0, dampening 0 and the torch form */
+    int32_t maximize;    /* g ← −g, before weight decay */
+    int32_t polyak;      /* 0: v ← βv + (1−dampening)g, w ← w − ηv, as torch.optim.SGD
+                            1: d ← βd − ηg, w ← w + d, the paper's Equation 2; dampening must be 0 */
+} absgd_sgd_options;
+
+/* One step of elements [begin, end) of the concatenation of tensors[0..n_tensors). Parameters in
+ * half precision are computed in float32 and rounded once. */
+ABSGD_API absgd_status absgd_sgd_step(absgd_dtype dtype, const absgd_tensor *tensors,
+                                      int64_t n_tensors, const absgd_sgd_options *options,
+                                      int64_t begin, int64_t end);
+
+/* ---- per-sample softmax losses ------------------------------------------------------------- */
+
+/* With z_c = scale·(x_c − margin_y·[c = y]) + offset_c and P = softmax(z), the loss of a sample is
+ *
+ *   integer target y:  weight_y·(1−ε)·(1−P_y)^γ·(−log P_y) + (ε/C)·Σ_c weight_c·(−log P_c)
+ *   soft target q:     Σ_c weight_c·((1−ε)·q_c + ε/C)·(−log P_c)
+ *
+ * cross-entropy: γ = 0; focal (Lin et al. 2017, Equation 4): γ = focal_gamma, ε = 0;
+ * LDAM (Cao et al. 2019, Equations 11–13): margin and scale; logit adjustment (Menon et al. 2021,
+ * Equation 10): offset. margin and focal_gamma need an integer target. */
+typedef struct absgd_softmax_loss {
+    int64_t samples;        /* N·d1·d2… */
+    int64_t classes;        /* C ≥ 1 */
+    int64_t inner;          /* d1·d2…, 1 for (N, C) logits; divides samples */
+    const void *weight;     /* [C] of the arithmetic type, or NULL: 1 */
+    const void *margin;     /* [C] of the arithmetic type, or NULL: 0 */
+    const void *offset;     /* [C] of the arithmetic type, or NULL: 0 */
+    double scale;           /* finite, > 0 */
+    double focal_gamma;     /* γ ≥ 0; not together with label_smoothing */
+    double label_smoothing; /* ε in [0, 1] */
+    int64_t ignore_index;   /* samples of this target have loss 0, gradient 0 */
+} absgd_softmax_loss;
+
+/* What the backward pass needs beside the logits: this many values of the arithmetic type for each
+ * sample, laid out [ABSGD_LOSS_SAVED][samples]. They are M = max z_c, and the two numbers in
+ *
+ *   ∂loss/∂z_c = saved_1·exp(z_c − M) − (ε/C)·weight_c  for c ≠ y,   ∂loss/∂z_y = saved_2
+ *
+ * (with a soft target: saved_1·exp(z_c − M) − weight_c·((1−ε)·q_c + ε/C) for every c). */
+#define ABSGD_LOSS_SAVED 3
+
+/* loss[i], of the arithmetic type, for samples [begin, end): logits are read once. Exactly one of
+ * target ([samples]) and soft_target (laid out as the logits, of the arithmetic type) is not NULL,
+ * else ABSGD_NULL_POINTER. Only the targets of [begin, end) are read, and checked. */
+ABSGD_API absgd_status absgd_softmax_loss_forward(absgd_dtype dtype, const absgd_softmax_loss *spec,
+                                                  const void *logits, const int64_t *target,
+                                                  const void *soft_target, void *loss, void *saved,
+                                                  int64_t begin, int64_t end);
+
+/* grad_logits = grad_loss_i·∂loss_i/∂logits for samples [begin, end), in the logits' dtype; logits
+ * are read once, the softmax is recomputed. grad_loss is of the arithmetic type. */
+ABSGD_API absgd_status absgd_softmax_loss_backward(absgd_dtype dtype,
+                                                   const absgd_softmax_loss *spec,
+                                                   const void *logits, const int64_t *target,
+                                                   const void *soft_target, const void *saved,
+                                                   const void *grad_loss, void *grad_logits,
+                                                   int64_t begin, int64_t end);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -1,0 +1,206 @@
+/* The public functions of absgd.h: each checks its arguments, then calls the kernel of the best
+ * level that the processor has. */
+#include "absgd_math.h"
+#include "kernels.h"
+
+#include <stdlib.h>
+
+const char *absgd_status_string(absgd_status status) {
+    switch (status) {
+        case ABSGD_OK: return "success";
+        case ABSGD_NULL_POINTER: return "a required pointer is NULL";
+        case ABSGD_INVALID_DTYPE: return "dtype is not one of absgd_dtype";
+        case ABSGD_INVALID_SIZE:
+            return "a size is negative, or begin and end do not satisfy 0 <= begin <= end <= size";
+        case ABSGD_INVALID_HYPERPARAMETER: return "a hyper-parameter is outside its range";
+        case ABSGD_TARGET_OUT_OF_RANGE:
+            return "a target is neither ignore_index nor in [0, classes)";
+        case ABSGD_CUDA_ERROR: return "a CUDA launch failed";
+    }
+    return "unknown status";
+}
+
+#if defined(__x86_64__)
+/* The environment variable ABSGD_CPU_LEVEL (2, 3 or 4) lowers the level, for tests and benchmarks.
+ * Threads that race here write the same value. */
+static int cpu_level(void) {
+    static int cached = 0;
+    int level = __atomic_load_n(&cached, __ATOMIC_RELAXED);
+    if (level) return level;
+    __builtin_cpu_init();
+    level = __builtin_cpu_supports("x86-64-v4") ? 4 : __builtin_cpu_supports("x86-64-v3") ? 3 : 2;
+    const char *wanted = getenv("ABSGD_CPU_LEVEL");
+    if (wanted && wanted[0] >= '2' && wanted[0] - '0' < level && !wanted[1]) level = wanted[0] - '0';
+    __atomic_store_n(&cached, level, __ATOMIC_RELAXED);
+    return level;
+}
+
+#define CALL(name, ...)                                                                            \
+    switch (cpu_level()) {                                                                         \
+        case 4: name##_v4(__VA_ARGS__); break;                                                     \
+        case 3: name##_v3(__VA_ARGS__); break;                                                     \
+        default: name##_v2(__VA_ARGS__); break;                                                    \
+    }
+#else
+#define CALL(name, ...) name##_v1(__VA_ARGS__)
+#endif
+
+#define REQUIRE(condition, status)                                                                 \
+    if (!(condition)) return status
+
+static int is_dtype(absgd_dtype dtype) {
+    return (int)dtype >= (int)ABSGD_FLOAT32 && (int)dtype <= (int)ABSGD_BFLOAT16;
+}
+
+static int is_rule(const absgd_rule *rule) {
+    return rule->gamma > 0.0 && rule->gamma <= 1.0 && rule->alpha > 0.0 && isfinite(rule->alpha) &&
+           (rule->s_init >= 0.0 || isnan(rule->s_init)) && !isinf(rule->s_init);
+}
+
+absgd_status absgd_batch_stats(absgd_dtype dtype, const void *losses, const uint8_t *mask,
+                               int64_t n, const double *lam, absgd_stats *stats) {
+    REQUIRE(is_dtype(dtype), ABSGD_INVALID_DTYPE);
+    REQUIRE(n >= 0, ABSGD_INVALID_SIZE);
+    REQUIRE(lam && stats && (losses || n == 0), ABSGD_NULL_POINTER);
+    CALL(absgd_batch_stats, dtype, losses, mask, n, *lam, stats);
+    return ABSGD_OK;
+}
+
+absgd_status absgd_combine_stats(const absgd_stats *rows, int64_t n_rows, absgd_stats *stats) {
+    REQUIRE(n_rows >= 0, ABSGD_INVALID_SIZE);
+    REQUIRE(stats && (rows || n_rows == 0), ABSGD_NULL_POINTER);
+    absgd_stats whole = absgd_empty_stats();
+    for (int64_t i = 0; i < n_rows; i++) whole = absgd_join_stats(whole, rows[i]);
+    *stats = whole;
+    return ABSGD_OK;
+}
+
+absgd_status absgd_carry_log_s(const double *lam, const absgd_rule *rule, double *log_s,
+                               double *log_s_lam) {
+    REQUIRE(lam && rule && log_s && log_s_lam, ABSGD_NULL_POINTER);
+    REQUIRE(is_rule(rule), ABSGD_INVALID_HYPERPARAMETER);
+    absgd_carry(*lam, rule->s_init, log_s, log_s_lam);
+    return ABSGD_OK;
+}
+
+absgd_status absgd_update_log_s(const absgd_stats *stats, const double *lam,
+                                const absgd_rule *rule, double *log_s, double *log_s_lam) {
+    REQUIRE(stats && lam && rule && log_s && log_s_lam, ABSGD_NULL_POINTER);
+    REQUIRE(is_rule(rule), ABSGD_INVALID_HYPERPARAMETER);
+    absgd_update(stats, *lam, rule->gamma, rule->alpha, rule->s_init, log_s, log_s_lam);
+    return ABSGD_OK;
+}
+
+absgd_status absgd_weights(absgd_dtype dtype, const void *losses, const uint8_t *mask, int64_t n,
+                           const double *lam, const double *log_s, const absgd_stats *stats,
+                           double factor, void *weights, void *coefficients) {
+    REQUIRE(is_dtype(dtype), ABSGD_INVALID_DTYPE);
+    REQUIRE(n >= 0, ABSGD_INVALID_SIZE);
+    REQUIRE(lam && log_s && stats, ABSGD_NULL_POINTER);
+    REQUIRE((losses && weights && coefficients) || n == 0, ABSGD_NULL_POINTER);
+    CALL(absgd_weights, dtype, losses, mask, n, *lam, *log_s, stats, factor, weights, coefficients);
+    return ABSGD_OK;
+}
+
+absgd_status absgd_observe(const absgd_stats *stats, const double *lam, const double *log_s,
+                           absgd_report reports[2]) {
+    REQUIRE(stats && lam && log_s && reports, ABSGD_NULL_POINTER);
+    absgd_report_of(stats, *lam, *log_s, reports);
+    return ABSGD_OK;
+}
+
+absgd_status absgd_accumulate(const absgd_stats *stats, const double *lam, const absgd_rule *rule,
+                              const double *log_s, const double *log_s_lam,
+                              absgd_accumulation *accumulation, double *shrink) {
+    REQUIRE(stats && lam && rule && log_s && log_s_lam && accumulation && shrink,
+            ABSGD_NULL_POINTER);
+    REQUIRE(is_rule(rule), ABSGD_INVALID_HYPERPARAMETER);
+    *shrink = absgd_accumulate_batch(stats, *lam, rule->alpha, rule->s_init, *log_s, *log_s_lam,
+                                     accumulation);
+    return ABSGD_OK;
+}
+
+absgd_status absgd_settle(absgd_accumulation *accumulation, const double *lam,
+                          const absgd_rule *rule, double divisor, double *log_s, double *log_s_lam,
+                          double *factor) {
+    REQUIRE(accumulation && lam && rule && log_s && log_s_lam && factor, ABSGD_NULL_POINTER);
+    REQUIRE(is_rule(rule) && divisor > 0.0 && isfinite(divisor), ABSGD_INVALID_HYPERPARAMETER);
+    *factor = absgd_settle_batch(accumulation, *lam, rule->gamma, rule->alpha, rule->s_init,
+                                 divisor, log_s, log_s_lam);
+    return ABSGD_OK;
+}
+
+static absgd_status check_step(const absgd_tensor *tensors, int64_t n_tensors,
+                               const absgd_sgd_options *o, int64_t begin, int64_t end) {
+    REQUIRE(n_tensors >= 0, ABSGD_INVALID_SIZE);
+    REQUIRE(o && (tensors || n_tensors == 0), ABSGD_NULL_POINTER);
+    REQUIRE(o->momentum >= 0.0, ABSGD_INVALID_HYPERPARAMETER);
+    REQUIRE(!o->polyak || (o->dampening == 0.0 && !o->nesterov), ABSGD_INVALID_HYPERPARAMETER);
+    REQUIRE(!o->nesterov || (o->momentum > 0.0 && o->dampening == 0.0),
+            ABSGD_INVALID_HYPERPARAMETER);
+    int64_t size = 0;
+    for (int64_t i = 0; i < n_tensors; i++) {
+        const absgd_tensor *t = &tensors[i];
+        REQUIRE(t->numel >= 0, ABSGD_INVALID_SIZE);
+        REQUIRE((t->param && t->grad) || t->numel == 0, ABSGD_NULL_POINTER);
+        REQUIRE(t->momentum || o->momentum == 0.0 || t->numel == 0, ABSGD_NULL_POINTER);
+        size += t->numel;
+    }
+    REQUIRE(0 <= begin && begin <= end && end <= size, ABSGD_INVALID_SIZE);
+    return ABSGD_OK;
+}
+
+absgd_status absgd_sgd_step(absgd_dtype dtype, const absgd_tensor *tensors, int64_t n_tensors,
+                            const absgd_sgd_options *options, int64_t begin, int64_t end) {
+    REQUIRE(is_dtype(dtype), ABSGD_INVALID_DTYPE);
+    absgd_status status = check_step(tensors, n_tensors, options, begin, end);
+    if (status != ABSGD_OK) return status;
+    CALL(absgd_sgd_step, dtype, tensors, options, begin, end);
+    return ABSGD_OK;
+}
+
+static absgd_status check_softmax_loss(absgd_dtype dtype, const absgd_softmax_loss *o,
+                                       const int64_t *target, const void *soft_target,
+                                       int64_t begin, int64_t end) {
+    REQUIRE(is_dtype(dtype), ABSGD_INVALID_DTYPE);
+    REQUIRE(o, ABSGD_NULL_POINTER);
+    REQUIRE(o->classes >= 1 && o->inner >= 1 && o->samples >= 0 && o->samples % o->inner == 0,
+            ABSGD_INVALID_SIZE);
+    REQUIRE(0 <= begin && begin <= end && end <= o->samples, ABSGD_INVALID_SIZE);
+    REQUIRE(o->scale > 0.0 && isfinite(o->scale), ABSGD_INVALID_HYPERPARAMETER);
+    REQUIRE(o->focal_gamma >= 0.0 && isfinite(o->focal_gamma), ABSGD_INVALID_HYPERPARAMETER);
+    REQUIRE(o->label_smoothing >= 0.0 && o->label_smoothing <= 1.0, ABSGD_INVALID_HYPERPARAMETER);
+    REQUIRE(o->focal_gamma == 0.0 || o->label_smoothing == 0.0, ABSGD_INVALID_HYPERPARAMETER);
+    REQUIRE(!soft_target || (!o->margin && o->focal_gamma == 0.0), ABSGD_INVALID_HYPERPARAMETER);
+    REQUIRE(begin == end || !target != !soft_target, ABSGD_NULL_POINTER);
+    for (int64_t i = begin; target && i < end; i++) {
+        REQUIRE(target[i] == o->ignore_index || (0 <= target[i] && target[i] < o->classes),
+                ABSGD_TARGET_OUT_OF_RANGE);
+    }
+    return ABSGD_OK;
+}
+
+absgd_status absgd_softmax_loss_forward(absgd_dtype dtype, const absgd_softmax_loss *spec,
+                                        const void *logits, const int64_t *target,
+                                        const void *soft_target, void *loss, void *saved,
+                                        int64_t begin, int64_t end) {
+    REQUIRE(begin == end || (logits && loss && saved), ABSGD_NULL_POINTER);
+    absgd_status status = check_softmax_loss(dtype, spec, target, soft_target, begin, end);
+    if (status != ABSGD_OK) return status;
+    CALL(absgd_softmax_loss_forward, dtype, spec, logits, target, soft_target, loss, saved, begin,
+         end);
+    return ABSGD_OK;
+}
+
+absgd_status absgd_softmax_loss_backward(absgd_dtype dtype, const absgd_softmax_loss *spec,
+                                         const void *logits, const int64_t *target,
+                                         const void *soft_target, const void *saved,
+                                         const void *grad_loss, void *grad_logits, int64_t begin,
+                                         int64_t end) {
+    REQUIRE(begin == end || (logits && saved && grad_loss && grad_logits), ABSGD_NULL_POINTER);
+    absgd_status status = check_softmax_loss(dtype, spec, target, soft_target, begin, end);
+    if (status != ABSGD_OK) return status;
+    CALL(absgd_softmax_loss_backward, dtype, spec, logits, target, soft_target, saved, grad_loss,
+         grad_logits, begin, end);
+    return ABSGD_OK;
+}

@@ -1,0 +1,24 @@
+/* One source, several instruction sets. Each kernel file is compiled once for each level of the
+ * processor (x86-64-v2, -v3: AVX2, -v4: AVX-512; elsewhere once) with ABSGD_LEVEL set to it, and
+ * the compiler vectorises the same plain loops for each. dispatch.c picks a level at run time. */
+#ifndef ABSGD_ISA_H
+#define ABSGD_ISA_H
+
+#define ABSGD_CONCAT_(a, b) a##_v##b
+#define ABSGD_CONCAT(a, b) ABSGD_CONCAT_(a, b)
+#define ABSGD_KERNEL(name) ABSGD_CONCAT(name, ABSGD_LEVEL)
+
+#define ABSGD_SIMD _Pragma("omp simd")
+/* a·b + c, fused where one instruction does it. The compiler itself contracts nothing: it might
+ * choose differently in a loop's body and in its remainder, and then the bits of a result would
+ * depend on how the work was split. */
+#ifdef __FP_FAST_FMAF
+#define ABSGD_FMA(a, b, c) \
+    _Generic((a), float: __builtin_fmaf((a), (b), (c)), double: __builtin_fma((a), (b), (c)))
+#else
+#define ABSGD_FMA(a, b, c) ((a) * (b) + (c))
+#endif
+
+#define ABSGD_INLINE static inline __attribute__((always_inline))
+
+#endif

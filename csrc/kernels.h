@@ -1,0 +1,33 @@
+/* The kernels behind the C ABI, each declared once for every level of isa.h. They trust their
+ * arguments: dispatch.c has checked them. */
+#ifndef ABSGD_KERNELS_H
+#define ABSGD_KERNELS_H
+
+#include "absgd.h"
+
+#define ABSGD_DECLARE(level)                                                                       \
+    void absgd_batch_stats_v##level(absgd_dtype dtype, const void *losses, const uint8_t *mask,    \
+                                    int64_t n, double lam, absgd_stats *stats);                    \
+    void absgd_weights_v##level(absgd_dtype dtype, const void *losses, const uint8_t *mask,        \
+                                int64_t n, double lam, double log_s, const absgd_stats *stats,     \
+                                double factor, void *weights, void *coefficients);                 \
+    void absgd_sgd_step_v##level(absgd_dtype dtype, const absgd_tensor *tensors,                   \
+                                 const absgd_sgd_options *options, int64_t begin, int64_t end);    \
+    void absgd_softmax_loss_forward_v##level(                                                      \
+        absgd_dtype dtype, const absgd_softmax_loss *spec, const void *logits,                     \
+        const int64_t *target, const void *soft_target, void *loss, void *saved, int64_t begin,    \
+        int64_t end);                                                                              \
+    void absgd_softmax_loss_backward_v##level(                                                     \
+        absgd_dtype dtype, const absgd_softmax_loss *spec, const void *logits,                     \
+        const int64_t *target, const void *soft_target, const void *saved, const void *grad_loss,  \
+        void *grad_logits, int64_t begin, int64_t end);
+
+#if defined(__x86_64__)
+ABSGD_DECLARE(2)
+ABSGD_DECLARE(3)
+ABSGD_DECLARE(4)
+#else
+ABSGD_DECLARE(1)
+#endif
+
+#endif
