@@ -1,0 +1,281 @@
+/* The operators torch.ops.absgd.* for weights and the momentum step: schemas, and the CPU kernels
+ * of absgd.h behind them. On LibTorch's stable ABI, so that one binary serves every torch since
+ * 2.10. Python (_ops.py) adds the fake kernels; the CUDA object adds its own implementations. */
+#include "register.h"
+
+#include <algorithm>
+#include <utility>
+
+namespace absgd {
+namespace {
+
+constexpr int64_t STATS_SIZE = sizeof(absgd_stats) / sizeof(double);
+constexpr int64_t REPORT_SIZE = sizeof(absgd_report) / sizeof(double);
+constexpr int64_t ACCUMULATION_SIZE = sizeof(absgd_accumulation) / sizeof(double);
+constexpr int64_t STEP_CHUNK = 16384; /* elements that are worth a thread */
+
+int64_t chunks(int64_t n, int64_t size) { return (n + size - 1) / size; }
+
+/* Losses with their mask, as absgd.h takes them. Owns what it had to copy. */
+struct Losses {
+    Tensor values;
+    std::optional<Tensor> mask;
+    absgd_dtype dtype;
+    int64_t n;
+
+    Losses(const Tensor &losses, const std::optional<Tensor> &mask_)
+        : values(as_contiguous(losses)), dtype(dtype_of(losses, "losses")), n(losses.numel()) {
+        if (!mask_) return;
+        STD_TORCH_CHECK(mask_->scalar_type() == ScalarType::Bool, "mask must be bool, got ",
+                        torch::headeronly::toString(mask_->scalar_type()));
+        STD_TORCH_CHECK(mask_->numel() == n, "mask must have the losses' ", n, " elements, got ",
+                        mask_->numel());
+        mask = as_contiguous(*mask_);
+    }
+
+    const void *at(int64_t i) const {
+        return static_cast<const char *>(values.const_data_ptr()) + i * values.element_size();
+    }
+
+    const uint8_t *mask_at(int64_t i) const {
+        return mask ? static_cast<const uint8_t *>(mask->const_data_ptr()) + i : nullptr;
+    }
+};
+
+absgd_stats stats_of(const Losses &losses, const double *lam) {
+    std::vector<absgd_stats> rows(chunks(losses.n, ABSGD_STATS_CHUNK));
+    torch::stable::parallel_for(0, rows.size(), 1, [&](int64_t begin, int64_t end) {
+        for (int64_t row = begin; row < end; row++) {
+            const int64_t i = row * ABSGD_STATS_CHUNK;
+            const int64_t n = std::min<int64_t>(ABSGD_STATS_CHUNK, losses.n - i);
+            absgd_batch_stats(losses.dtype, losses.at(i), losses.mask_at(i), n, lam, &rows[row]);
+        }
+    });
+    absgd_stats whole;
+    check(absgd_combine_stats(rows.data(), rows.size(), &whole), "absgd::batch_stats");
+    return whole;
+}
+
+absgd_stats joined(const Tensor &rows) {
+    const int64_t n_rows = rows.numel() / STATS_SIZE;
+    const double *data = doubles(rows, n_rows * STATS_SIZE, "rows");
+    absgd_stats whole;
+    check(absgd_combine_stats(reinterpret_cast<const absgd_stats *>(data), n_rows, &whole),
+          "absgd::combine_stats");
+    return whole;
+}
+
+/* The row of the whole batch: of the ranks' rows where they were gathered, else of these losses. */
+absgd_stats whole_batch(const Losses &losses, const std::optional<Tensor> &rows,
+                        const double *lam) {
+    return rows ? joined(*rows) : stats_of(losses, lam);
+}
+
+/* [2, losses.shape]: the weights p and the coefficients factor·p/B. */
+Tensor weights_of(const Losses &losses, const double *lam, const double *log_s,
+                  const absgd_stats &stats, double factor) {
+    std::vector<int64_t> shape(losses.values.sizes().begin(), losses.values.sizes().end());
+    shape.insert(shape.begin(), 2);
+    Tensor out = torch::stable::new_empty(losses.values, shape, arithmetic_type(losses.dtype));
+    char *weights = static_cast<char *>(out.mutable_data_ptr());
+    const int64_t size = out.element_size();
+    torch::stable::parallel_for(
+        0, chunks(losses.n, ABSGD_STATS_CHUNK), 1, [&](int64_t begin, int64_t end) {
+            const int64_t i = begin * ABSGD_STATS_CHUNK;
+            const int64_t n = std::min<int64_t>(end * ABSGD_STATS_CHUNK, losses.n) - i;
+            absgd_weights(losses.dtype, losses.at(i), losses.mask_at(i), n, lam, log_s, &stats,
+                          factor, weights + i * size, weights + (losses.n + i) * size);
+        });
+    return out;
+}
+
+absgd_rule rule_of(double gamma, double alpha, double s_init) {
+    return absgd_rule{gamma, alpha, s_init};
+}
+
+Tensor batch_stats(const Tensor &losses, std::optional<Tensor> mask, const Tensor &lam) {
+    const absgd_stats stats = stats_of(Losses(losses, mask), doubles(lam, 1, "lam"));
+    Tensor out = torch::stable::new_empty(losses, {STATS_SIZE}, ScalarType::Double);
+    *reinterpret_cast<absgd_stats *>(doubles(out, STATS_SIZE, "stats")) = stats;
+    return out;
+}
+
+Tensor weigh(const Tensor &losses, std::optional<Tensor> mask, std::optional<Tensor> rows,
+             const Tensor &lam, const Tensor &log_s, const Tensor &log_s_lam,
+             const Tensor &reports, double gamma, double alpha, double s_init, double factor) {
+    const Losses batch(losses, mask);
+    const double *lam_ = doubles(lam, 1, "lam");
+    double *log_s_ = doubles(log_s, 1, "log_s");
+    auto *reports_ = reinterpret_cast<absgd_report *>(doubles(reports, 2 * REPORT_SIZE, "reports"));
+    const absgd_rule rule = rule_of(gamma, alpha, s_init);
+    const absgd_stats stats = whole_batch(batch, rows, lam_);
+    check(absgd_update_log_s(&stats, lam_, &rule, log_s_, doubles(log_s_lam, 1, "log_s_lam")),
+          "absgd::weigh");
+    check(absgd_observe(&stats, lam_, log_s_, reports_), "absgd::weigh");
+    return weights_of(batch, lam_, log_s_, stats, factor);
+}
+
+void carry_log_s(const Tensor &lam, const Tensor &log_s, const Tensor &log_s_lam, double s_init) {
+    const absgd_rule rule = rule_of(1.0, 1.0, s_init);
+    check(absgd_carry_log_s(doubles(lam, 1, "lam"), &rule, doubles(log_s, 1, "log_s"),
+                            doubles(log_s_lam, 1, "log_s_lam")),
+          "absgd::carry_log_s");
+}
+
+Tensor weigh_provisionally(const Tensor &losses, std::optional<Tensor> mask,
+                           std::optional<Tensor> rows, const Tensor &lam, const Tensor &log_s,
+                           const Tensor &log_s_lam, const Tensor &accumulation,
+                           const Tensor &shrink, double alpha, double s_init, double factor) {
+    const Losses batch(losses, mask);
+    const double *lam_ = doubles(lam, 1, "lam");
+    auto *acc = reinterpret_cast<absgd_accumulation *>(
+        doubles(accumulation, ACCUMULATION_SIZE, "accumulation"));
+    const absgd_rule rule = rule_of(1.0, alpha, s_init);
+    absgd_stats stats = whole_batch(batch, rows, lam_);
+    check(absgd_accumulate(&stats, lam_, &rule, doubles(log_s, 1, "log_s"),
+                           doubles(log_s_lam, 1, "log_s_lam"), acc, doubles(shrink, 1, "shrink")),
+          "absgd::weigh_provisionally");
+    stats.count = acc->whole.count == 0.0 ? 0.0 : acc->reference_count;
+    return weights_of(batch, lam_, &acc->log_c, stats, factor);
+}
+
+Tensor settle(const Tensor &accumulation, std::optional<Tensor> rows, const Tensor &lam, const Tensor &log_s,
+              const Tensor &log_s_lam, const Tensor &reports, double gamma, double alpha,
+              double s_init, double divisor) {
+    auto *acc = reinterpret_cast<absgd_accumulation *>(
+        doubles(accumulation, ACCUMULATION_SIZE, "accumulation"));
+    if (rows) acc->whole = joined(*rows);
+    const absgd_stats whole = acc->whole;
+    const double *lam_ = doubles(lam, 1, "lam");
+    double *log_s_ = doubles(log_s, 1, "log_s");
+    auto *reports_ = reinterpret_cast<absgd_report *>(doubles(reports, 2 * REPORT_SIZE, "reports"));
+    const absgd_rule rule = rule_of(gamma, alpha, s_init);
+    Tensor factor = torch::stable::new_empty(lam, {}, ScalarType::Double);
+    check(absgd_settle(acc, lam_, &rule, divisor, log_s_, doubles(log_s_lam, 1, "log_s_lam"),
+                       doubles(factor, 1, "factor")),
+          "absgd::settle");
+    check(absgd_observe(&whole, lam_, log_s_, reports_), "absgd::settle");
+    return factor;
+}
+
+/* Whether elements lie in memory without gaps or overlaps, in whatever order of dimensions. */
+bool is_dense(const Tensor &t) {
+    if (t.is_contiguous()) return true;
+    std::vector<std::pair<int64_t, int64_t>> dims; /* stride, size */
+    for (int64_t d = 0; d < t.dim(); d++) {
+        if (t.size(d) != 1) dims.emplace_back(t.stride(d), t.size(d));
+    }
+    std::sort(dims.begin(), dims.end());
+    int64_t expected = 1;
+    for (auto [stride, size] : dims) {
+        if (stride != expected) return false;
+        expected *= size;
+    }
+    return true;
+}
+
+bool same_layout(const Tensor &a, const Tensor &b) {
+    if (a.is_contiguous() && b.is_contiguous()) return true;
+    for (int64_t d = 0; d < a.dim(); d++) {
+        if (a.size(d) != 1 && a.stride(d) != b.stride(d)) return false;
+    }
+    return true;
+}
+
+/* One step over tensors of one dtype. */
+void step_tensors(absgd_dtype dtype, const std::vector<absgd_tensor> &tensors,
+                  const absgd_sgd_options &options) {
+    int64_t size = 0;
+    for (const absgd_tensor &t : tensors) size += t.numel;
+    check(absgd_sgd_step(dtype, tensors.data(), tensors.size(), &options, 0, 0), "absgd::sgd_step_");
+    torch::stable::parallel_for(0, chunks(size, STEP_CHUNK), 1, [&](int64_t begin, int64_t end) {
+        absgd_sgd_step(dtype, tensors.data(), tensors.size(), &options, begin * STEP_CHUNK,
+                       std::min(end * STEP_CHUNK, size));
+    });
+}
+
+void check_alike(const Tensor &t, const Tensor &param, size_t i, const char *name) {
+    STD_TORCH_CHECK(t.scalar_type() == param.scalar_type() && t.numel() == param.numel() &&
+                        t.dim() == param.dim() && t.is_cpu(),
+                    name, "[", i, "] must have the dtype, shape and device of params[", i, "]");
+}
+
+void sgd_step_(const std::vector<Tensor> &params, const std::vector<Tensor> &grads,
+               const std::vector<Tensor> &momenta, double lr, std::optional<Tensor> lr_tensor,
+               double momentum, double dampening, double weight_decay, bool nesterov,
+               bool maximize, bool polyak, bool fresh, std::optional<Tensor> grad_scale,
+               std::optional<Tensor> found_inf) {
+    if (found_inf && *doubles(*found_inf, 1, "found_inf") != 0.0) return;
+    const absgd_sgd_options options{lr_tensor ? *doubles(*lr_tensor, 1, "lr_tensor") : lr,
+                                    momentum,
+                                    dampening,
+                                    weight_decay,
+                                    grad_scale ? *doubles(*grad_scale, 1, "grad_scale") : 1.0,
+                                    nesterov,
+                                    maximize,
+                                    polyak};
+    STD_TORCH_CHECK(grads.size() == params.size() &&
+                        (momenta.empty() || momenta.size() == params.size()),
+                    "params, grads and momenta must have one length (momenta may be empty), got ",
+                    params.size(), ", ", grads.size(), " and ", momenta.size());
+    std::vector<absgd_tensor> tensors[4]; /* by dtype */
+    std::vector<Tensor> copies;           /* dense stand-ins for strided tensors */
+    std::vector<std::pair<Tensor, Tensor>> write_back;
+    const auto dense = [&](const Tensor &t, bool as_is, bool written) {
+        if (as_is) return t.mutable_data_ptr();
+        copies.push_back(as_contiguous(t));
+        if (copies.back().mutable_data_ptr() == t.mutable_data_ptr()) return t.mutable_data_ptr();
+        if (written) write_back.emplace_back(t, copies.back());
+        return copies.back().mutable_data_ptr();
+    };
+    for (size_t i = 0; i < params.size(); i++) {
+        const Tensor &w = params[i], &g = grads[i];
+        const Tensor *v = momenta.empty() ? nullptr : &momenta[i];
+        check_alike(g, w, i, "grads");
+        if (v) check_alike(*v, w, i, "momenta");
+        const bool as_is = is_dense(w) && same_layout(g, w) && (!v || same_layout(*v, w));
+        tensors[dtype_of(w, "params")].push_back(
+            {dense(w, as_is, true), dense(g, as_is, false), v ? dense(*v, as_is, true) : nullptr,
+             w.numel(), fresh});
+    }
+    for (int dtype = ABSGD_FLOAT32; dtype <= ABSGD_BFLOAT16; dtype++) {
+        step_tensors(static_cast<absgd_dtype>(dtype), tensors[dtype], options);
+    }
+    for (auto &[original, copy] : write_back) torch::stable::copy_(original, copy);
+}
+
+} // namespace
+} // namespace absgd
+
+STABLE_TORCH_LIBRARY(absgd, m) {
+    m.def("batch_stats(Tensor losses, Tensor? mask, Tensor lam) -> Tensor");
+    m.def("weigh("
+          "Tensor losses, Tensor? mask, Tensor? rows, "
+          "Tensor lam, Tensor(a!) log_s, Tensor(b!) log_s_lam, Tensor(c!) reports, "
+          "float gamma, float alpha, float s_init, float factor) -> Tensor");
+    m.def("carry_log_s("
+          "Tensor lam, Tensor(a!) log_s, Tensor(b!) log_s_lam, float s_init) -> ()");
+    m.def("weigh_provisionally("
+          "Tensor losses, Tensor? mask, Tensor? rows, "
+          "Tensor lam, Tensor log_s, Tensor log_s_lam, "
+          "Tensor(a!) accumulation, Tensor(b!) shrink, "
+          "float alpha, float s_init, float factor) -> Tensor");
+    m.def("settle("
+          "Tensor(a!) accumulation, Tensor? rows, Tensor lam, "
+          "Tensor(b!) log_s, Tensor(c!) log_s_lam, Tensor(d!) reports, "
+          "float gamma, float alpha, float s_init, float divisor) -> Tensor");
+    m.def("sgd_step_("
+          "Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] momenta, "
+          "float lr, Tensor? lr_tensor, float momentum, float dampening, float weight_decay, "
+          "bool nesterov, bool maximize, bool polyak, bool fresh, "
+          "Tensor? grad_scale, Tensor? found_inf) -> ()");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(absgd, CPU, m) {
+    m.impl("batch_stats", TORCH_BOX(&absgd::batch_stats));
+    m.impl("weigh", TORCH_BOX(&absgd::weigh));
+    m.impl("carry_log_s", TORCH_BOX(&absgd::carry_log_s));
+    m.impl("weigh_provisionally", TORCH_BOX(&absgd::weigh_provisionally));
+    m.impl("settle", TORCH_BOX(&absgd::settle));
+    m.impl("sgd_step_", TORCH_BOX(&absgd::sgd_step_));
+}

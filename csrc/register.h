@@ -1,0 +1,55 @@
+/* What the registration files share: tensors seen through LibTorch's stable ABI, as pointers. */
+#ifndef ABSGD_REGISTER_H
+#define ABSGD_REGISTER_H
+
+#include "absgd.h"
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+#include <torch/headeronly/util/Exception.h>
+
+#include <optional>
+#include <vector>
+
+namespace absgd {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+inline absgd_dtype dtype_of(const Tensor &t, const char *name) {
+    switch (t.scalar_type()) {
+        case ScalarType::Float: return ABSGD_FLOAT32;
+        case ScalarType::Double: return ABSGD_FLOAT64;
+        case ScalarType::Half: return ABSGD_FLOAT16;
+        case ScalarType::BFloat16: return ABSGD_BFLOAT16;
+        default:
+            STD_TORCH_CHECK(false, name, " must be float32, float64, float16 or bfloat16, got ",
+                            torch::headeronly::toString(t.scalar_type()));
+    }
+}
+
+/* The type that values of dtype are computed in. */
+inline ScalarType arithmetic_type(absgd_dtype dtype) {
+    return dtype == ABSGD_FLOAT64 ? ScalarType::Double : ScalarType::Float;
+}
+
+inline void check(absgd_status status, const char *op) {
+    STD_TORCH_CHECK(status == ABSGD_OK, op, ": ", absgd_status_string(status));
+}
+
+inline Tensor as_contiguous(const Tensor &t) {
+    return t.is_contiguous() ? t : torch::stable::contiguous(t);
+}
+
+/* The memory of a float64 tensor of n elements: λ, log_s and the rows of statistics. */
+inline double *doubles(const Tensor &t, int64_t n, const char *name) {
+    STD_TORCH_CHECK(t.scalar_type() == ScalarType::Double && t.numel() == n && t.is_contiguous(),
+                    name, " must be a contiguous float64 tensor of ", n, " element(s), got ",
+                    t.numel(), " of ", torch::headeronly::toString(t.scalar_type()));
+    return static_cast<double *>(t.mutable_data_ptr());
+}
+
+} // namespace absgd
+#endif

@@ -1,0 +1,99 @@
+"""Checks of arguments, with messages that name the argument, its value and what is allowed."""
+
+from __future__ import annotations
+
+import math
+from numbers import Real
+
+import torch
+from torch import Tensor
+
+
+def is_real(value: object) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def check_number(name: str, value: object, allowed: str, is_allowed: bool | None = None) -> None:
+    """Raises TypeError unless ``value`` is a real number, ValueError unless ``is_allowed``."""
+    if not is_real(value):
+        raise TypeError(f"{name} must be a number {allowed}, got {value!r}")
+    if not is_allowed:
+        raise ValueError(f"Invalid {name} value: {value} (must be {allowed})")
+
+
+def check_finite_nonnegative(name: str, value: object) -> None:
+    """Raises unless ``value`` is a finite number ≥ 0."""
+    check_number(
+        name, value, "finite and ≥ 0", is_real(value) and math.isfinite(value) and value >= 0
+    )
+
+
+def check_finite(name: str, value: object) -> None:
+    check_number(name, value, "finite", is_real(value) and math.isfinite(value))
+
+
+def check_positive(name: str, value: object) -> None:
+    check_number(name, value, "finite and > 0", is_real(value) and 0 < value < math.inf)
+
+
+def check_lam(lam: object) -> None:
+    """λ is a number other than 0 and NaN, or a real one-element tensor (whose value is the
+    device's, and is not read)."""
+    allowed = "≠ 0 and not NaN (±inf: plain SGD), or a 0-dim tensor"
+    if isinstance(lam, Tensor):
+        if lam.numel() != 1 or lam.dtype is torch.bool or lam.is_complex():
+            raise ValueError(
+                f"Invalid lam value: tensor of shape {tuple(lam.shape)} and {lam.dtype} "
+                f"(must be a number {allowed})"
+            )
+        if lam.device.type != "cpu":
+            return
+        lam = lam.item()
+    check_number("lam", lam, allowed, is_real(lam) and lam != 0 and not math.isnan(lam))
+
+
+def check_choice(name: str, value: object, allowed: tuple[object, ...]) -> None:
+    if value not in allowed:
+        raise ValueError(f"Invalid {name} value: {value!r} (must be one of {allowed})")
+
+
+def check_process_group(process_group: object) -> None:
+    if isinstance(process_group, str) and process_group != "local":
+        raise ValueError(
+            f"Invalid process_group value: {process_group!r} "
+            "(must be a process group, None or 'local')"
+        )
+
+
+def check_rule(
+    lam: object, gamma: object, s_init: object, alpha: object, process_group: object
+) -> None:
+    """Raises unless λ, γ, s_1, α and the group are what `ABSGD` documents."""
+    check_lam(lam)
+    check_number("gamma", gamma, "in (0, 1]", is_real(gamma) and 0 < gamma <= 1)
+    if s_init is not None:
+        check_finite_nonnegative("s_init", s_init)
+    check_positive("alpha", alpha)
+    check_process_group(process_group)
+
+
+def check_losses(losses: object, mask: object) -> None:
+    if not isinstance(losses, Tensor):
+        raise TypeError(f"losses must be a tensor of per-sample losses, got {type(losses)}")
+    if not losses.is_floating_point():
+        raise TypeError(f"losses must be floating point, got {losses.dtype}")
+    if losses.dim() == 0:
+        raise ValueError(
+            "losses must hold one loss a sample, got a scalar: "
+            'give the loss function reduction="none"'
+        )
+    if mask is None:
+        return
+    if not isinstance(mask, Tensor) or mask.dtype is not torch.bool:
+        kind = mask.dtype if isinstance(mask, Tensor) else type(mask)
+        raise TypeError(f"mask must be a bool tensor, True where a loss counts, got {kind}")
+    if mask.shape != losses.shape or mask.device != losses.device:
+        raise ValueError(
+            f"mask must have the losses' shape {tuple(losses.shape)} and device {losses.device}, "
+            f"got {tuple(mask.shape)} on {mask.device}"
+        )

@@ -1,0 +1,108 @@
+"""Loads the compiled operators ``torch.ops.absgd.*`` and gives them their fake kernels.
+
+The schemas stand in ``csrc/register.cpp``; shapes and meanings in ``csrc/absgd.h``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+STATS_SIZE = 7  # doubles of absgd_stats
+REPORT_SIZE = 7  # of absgd_report
+ACCUMULATION_SIZE = 9  # of absgd_accumulation
+
+_CPU_LIBRARY = Path(__file__).with_name("torch_absgd_cpu.so")
+_CUDA_LIBRARY = Path(__file__).with_name("torch_absgd_cuda.so")
+
+torch.ops.load_library(str(_CPU_LIBRARY))
+if _CUDA_LIBRARY.exists() and torch.cuda.is_available():
+    torch.ops.load_library(str(_CUDA_LIBRARY))
+
+
+def _weights_like(losses: Tensor) -> Tensor:
+    dtype = torch.float64 if losses.dtype is torch.float64 else torch.float32
+    return losses.new_empty((2, *losses.shape), dtype=dtype)
+
+
+@torch.library.register_fake("absgd::batch_stats")
+def _(losses: Tensor, mask: Tensor | None, lam: Tensor) -> Tensor:
+    return losses.new_empty(STATS_SIZE, dtype=torch.float64)
+
+
+@torch.library.register_fake("absgd::weigh")
+def _(
+    losses: Tensor,
+    mask: Tensor | None,
+    rows: Tensor | None,
+    lam: Tensor,
+    log_s: Tensor,
+    log_s_lam: Tensor,
+    reports: Tensor,
+    gamma: float,
+    alpha: float,
+    s_init: float,
+    factor: float,
+) -> Tensor:
+    return _weights_like(losses)
+
+
+@torch.library.register_fake("absgd::carry_log_s")
+def _(lam: Tensor, log_s: Tensor, log_s_lam: Tensor, s_init: float) -> None:
+    return None
+
+
+@torch.library.register_fake("absgd::weigh_provisionally")
+def _(
+    losses: Tensor,
+    mask: Tensor | None,
+    rows: Tensor | None,
+    lam: Tensor,
+    log_s: Tensor,
+    log_s_lam: Tensor,
+    accumulation: Tensor,
+    shrink: Tensor,
+    alpha: float,
+    s_init: float,
+    factor: float,
+) -> Tensor:
+    return _weights_like(losses)
+
+
+@torch.library.register_fake("absgd::settle")
+def _(
+    accumulation: Tensor,
+    rows: Tensor | None,
+    lam: Tensor,
+    log_s: Tensor,
+    log_s_lam: Tensor,
+    reports: Tensor,
+    gamma: float,
+    alpha: float,
+    s_init: float,
+    divisor: float,
+) -> Tensor:
+    return lam.new_empty((), dtype=torch.float64)
+
+
+@torch.library.register_fake("absgd::sgd_step_")
+def _(
+    params: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    momenta: Sequence[Tensor],
+    lr: float,
+    lr_tensor: Tensor | None,
+    momentum: float,
+    dampening: float,
+    weight_decay: float,
+    nesterov: bool,
+    maximize: bool,
+    polyak: bool,
+    fresh: bool,
+    grad_scale: Tensor | None,
+    found_inf: Tensor | None,
+) -> None:
+    return None

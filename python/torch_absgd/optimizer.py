@@ -1,0 +1,464 @@
+"""ABSGD: momentum SGD whose mini-batches are weighed by Algorithm 1."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, MutableMapping
+from contextlib import AbstractContextManager
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.optim import SGD
+from torch.optim.optimizer import ParamsT
+from torch.optim.sgd import sgd
+
+from . import _checks
+from .weighting import STATE, ProcessGroup, Weighting, new_state, number_or_nan
+
+MOMENTUM_KEYS = {"torch": "momentum_buffer", "polyak": "displacement_buffer"}
+OPTIMIZER_WIDE = (*STATE, "gamma", "alpha", "s_init", "momentum_form")
+
+
+class ABSGD(Weighting, SGD):
+    r"""Attentional-Biased SGD (Qi, Xu, Yin, Jin, Yang, TMLR 2023, Algorithm 1).
+
+    `weigh` turns per-sample losses into the scalar to differentiate, with weights
+    :math:`p_i = \exp(L_i/\lambda - \log s)`; `step` is the momentum step::
+
+        opt = ABSGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4, lam=1.0)
+        loss = opt.weigh(F.cross_entropy(model(x), y, reduction="none"))
+        loss.backward(); opt.step(); opt.zero_grad()
+
+    All arguments of `torch.optim.SGD` mean what they mean there; a tensor ``lr`` may live on any
+    device and be changed in place. The step runs in one fused kernel for dense float32, float64,
+    float16, bfloat16 and complex parameters; ``foreach=True|False``, ``fused=False``,
+    ``differentiable=True`` and sparse gradients take torch's own implementation.
+
+    Args:
+        lam: temperature λ, a number ≠ 0 or a 0-dim tensor. ``math.inf`` (default): all weights are
+            1, plain momentum SGD. λ > 0 attends to large losses (imbalance), λ < 0 to small ones
+            (noisy labels). Settable later as ``opt.lam``.
+        gamma: γ in (0, 1], the moving-average rate of the normaliser s; 1: this batch alone.
+        s_init: s_1, the normaliser before the first batch. None (default): the first batch sets
+            it. 0.0 reproduces the authors' released code.
+        alpha: α > 0, a factor on each batch's mean of exp(L/λ) (the released ``abalpha``).
+        momentum_form: ``"torch"``: v ← βv + (1−dampening)g, w ← w − ηv. ``"polyak"``: the paper's
+            Equation 2, w_{t+1} = w_t − ηg + β(w_t − w_{t−1}). The same sequence while η and β are
+            constant.
+        process_group: the group whose gradients are averaged, over which the batch is one. None
+            (default): the default group, if one is initialised; ``"local"``: each rank weighs its
+            own batch.
+
+    λ, γ, α, s_init and momentum_form are the whole optimizer's: a parameter group that names
+    another value is an error.
+
+    Raises:
+        ValueError: an argument is out of its range; the message says which.
+        TypeError: an argument is not a number.
+    """
+
+    # GradScaler hands its scale and found_inf to step(), which reads them on the device.
+    _step_supports_amp_scaling = True
+    grad_scale: Tensor | None = None
+    found_inf: Tensor | None = None
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 1e-3,
+        momentum: float = 0,
+        dampening: float = 0,
+        weight_decay: float | Tensor = 0,
+        nesterov: bool = False,
+        *,
+        lam: float | Tensor = math.inf,
+        gamma: float = 0.9,
+        s_init: float | None = None,
+        alpha: float = 1.0,
+        momentum_form: Literal["torch", "polyak"] = "torch",
+        process_group: ProcessGroup | None | Literal["local"] = None,
+        maximize: bool = False,
+        foreach: bool | None = None,
+        differentiable: bool = False,
+        fused: bool | None = None,
+    ) -> None:
+        _checks.check_rule(lam, gamma, s_init, alpha, process_group)
+        if momentum_form not in MOMENTUM_KEYS:
+            raise ValueError(
+                f"Invalid momentum_form value: {momentum_form!r} (must be 'torch' or 'polyak')"
+            )
+        _check_group(
+            {
+                "lr": lr,
+                "momentum": momentum,
+                "dampening": dampening,
+                "weight_decay": weight_decay,
+                "nesterov": nesterov,
+                "maximize": maximize,
+                "foreach": foreach,
+                "differentiable": differentiable,
+                "fused": fused,
+                "momentum_form": momentum_form,
+            }
+        )
+        self.process_group = process_group
+        s_init = number_or_nan(s_init)
+        self._at_construction: dict[str, Any] = {
+            **new_state(lam, s_init, torch.device("cpu")),
+            "gamma": float(gamma),
+            "alpha": float(alpha),
+            "s_init": s_init,
+            "momentum_form": momentum_form,
+        }
+        super().__init__(
+            params,
+            lr,
+            momentum,
+            dampening,
+            weight_decay,
+            nesterov,
+            maximize=maximize,
+            foreach=foreach,
+            differentiable=differentiable,
+            fused=fused,
+        )
+        del self._at_construction
+        device = self.param_groups[0]["params"][0].device
+        if device.type != "meta":
+            self._move_state(device)
+
+    # ---- the weighting rule's state, in the parameter groups
+
+    def _state(self) -> MutableMapping[str, Tensor]:
+        return self.param_groups[0]
+
+    def _rule(self) -> tuple[float, float, float]:
+        group = self.param_groups[0]
+        return group["gamma"], group["alpha"], group["s_init"]
+
+    def _move_state(self, device: torch.device) -> None:
+        moved = {name: self.param_groups[0][name].to(device) for name in STATE}
+        for group in self.param_groups:
+            group.update(moved)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """As `torch.optim.Optimizer.add_param_group`. The group may name SGD's hyper-parameters;
+        another value of λ, γ, α, s_init or momentum_form than the optimizer's is an error."""
+        shared = self.param_groups[0] if self.param_groups else self._at_construction
+        shared = {name: shared[name] for name in OPTIMIZER_WIDE}
+        if isinstance(param_group, dict):
+            for name, value in shared.items():
+                if name in param_group and not _same(param_group[name], value):
+                    raise ValueError(
+                        f"{name} is the whole optimizer's: a parameter group may not set it to "
+                        f"{param_group[name]} (it is {value})"
+                    )
+            param_group = {**param_group, **shared}
+            _check_group({**self.defaults, **param_group})
+        super().add_param_group(param_group)
+
+    def restart(self, lam: float | Tensor, reset_momentum: bool = False) -> None:
+        """Stage two: begins Algorithm 1 anew at another λ ("restarting it with a decayed λ", Qi et
+        al. 2023, Section 4.3). Forgets ``log_s``, and the momentum too if asked to.
+
+        Args:
+            lam: the new λ, a number ≠ 0 or a 0-dim tensor.
+            reset_momentum: forget the momentum buffers.
+        """
+        super().restart(lam)
+        if reset_momentum:
+            for group in self.param_groups:
+                for p in group["params"]:
+                    self.state[p].pop(MOMENTUM_KEYS[group["momentum_form"]], None)
+
+    # ---- gradient accumulation
+
+    def accumulate(
+        self, divisor: float = 1, overlap: bool = False
+    ) -> AbstractContextManager[None]:
+        """Marks micro-batches that together make one step: k of them give, exactly, the step of
+        the k times larger batch::
+
+            for x, y in micro_batches:
+                with opt.accumulate():
+                    opt.weigh(F.cross_entropy(model(x), y, reduction="none")).backward()
+            opt.step(); opt.zero_grad()          # clip between opt.finalize_grads_() and step()
+
+        Run each micro-batch's backward pass before the next `weigh`. Everything in ``.grad`` is
+        scaled at the end: the backward pass of a loss that is not `weigh`'s (a penalty, an
+        auxiliary head) belongs after `finalize_grads_`.
+
+        Args:
+            divisor: what the loop divides each micro-batch's scalar by before ``backward()``: 1
+                here; k where a framework takes the mean over k micro-batches (Lightning,
+                accelerate, HF Trainer).
+            overlap: with several ranks, start the collective and go on with the backward pass;
+                `finalize_grads_` waits for it. Also useful for a single batch. The weights then
+                use the normaliser of the batches before, which is not raised for this one.
+        """
+        return self._accumulate(self._gradients, divisor, overlap)
+
+    def _gradients(self) -> list[Tensor]:
+        return [p.grad for g in self.param_groups for p in g["params"] if p.grad is not None]
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        super().zero_grad(set_to_none)
+        if self._accumulation is not None:
+            self._accumulation = self._accumulation.restarted()
+
+    # ---- the step
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """One momentum step, as `torch.optim.SGD.step`.
+
+        Args:
+            closure: re-evaluates the model and returns the loss.
+
+        Returns:
+            the closure's result, or None.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        self.finalize_grads_()
+        if self._must_skip():
+            return loss
+        for group in self.param_groups:
+            if _takes_torch_path(group):
+                self._torch_step(group)
+            else:
+                self._fused_step(group)
+        return loss
+
+    def _must_skip(self) -> bool:
+        """Whether the host knows, or has to know now, that gradients overflowed under AMP.
+
+        On a device, the kernels read found_inf themselves. Only the first step with dampening has
+        to ask: whether a buffer exists from then on is the host's knowledge.
+        """
+        if self.found_inf is None:
+            return False
+        must_ask = self.found_inf.device.type == "cpu" or any(
+            _takes_torch_path(group)
+            or (group["dampening"] != 0 and any(self._is_fresh(p, group) for p in group["params"]))
+            for group in self.param_groups
+        )
+        return must_ask and self.found_inf.item() != 0
+
+    def _is_fresh(self, p: Tensor, group: dict[str, Any]) -> bool:
+        return self.state[p].get(MOMENTUM_KEYS[group["momentum_form"]]) is None
+
+    def _fused_step(self, group: dict[str, Any]) -> None:
+        """The fused kernel, once for each device and for buffers that do and do not exist yet."""
+        key = MOMENTUM_KEYS[group["momentum_form"]]
+        batches: dict[tuple[torch.device, bool], list[tuple[Tensor, Tensor, Tensor | None]]] = {}
+        for p in group["params"]:
+            if p.grad is None:
+                continue
+            momentum = self.state[p].get(key) if group["momentum"] != 0 else None
+            fresh = group["momentum"] != 0 and momentum is None
+            if fresh:
+                # Under AMP the step may be skipped on the device: zeros are then a buffer that has
+                # seen no step, and the kernel need not know that it is the first.
+                momentum = torch.zeros_like(p) if self._is_amp() else torch.empty_like(p)
+            batches.setdefault((p.device, fresh and not self._is_amp()), []).append(
+                (p, p.grad, momentum)
+            )
+        for (device, fresh), tensors in batches.items():
+            self._launch(group, device, fresh, tensors)
+            if group["momentum"] != 0:
+                for p, _, momentum in tensors:
+                    self.state[p][key] = momentum
+
+    def _is_amp(self) -> bool:
+        return self.found_inf is not None and self.found_inf.device.type != "cpu"
+
+    def _launch(
+        self,
+        group: dict[str, Any],
+        device: torch.device,
+        fresh: bool,
+        tensors: list[tuple[Tensor, Tensor, Tensor | None]],
+    ) -> None:
+        params = [_local(p) for p, _, _ in tensors]
+        grads = [_local(g).to(p.dtype) for p, g, _ in tensors]
+        momenta = [_local(v) for _, _, v in tensors if v is not None]
+        lr = group["lr"]
+        torch.ops.absgd.sgd_step_(
+            params,
+            grads,
+            momenta,
+            math.nan if isinstance(lr, Tensor) else lr,
+            _float64_on(lr, device),
+            group["momentum"],
+            group["dampening"],
+            group["weight_decay"],
+            group["nesterov"],
+            group["maximize"],
+            group["momentum_form"] == "polyak",
+            fresh,
+            _float64_on(self.grad_scale, device),
+            _float64_on(self.found_inf, device),
+        )
+        torch.autograd.graph.increment_version(params + momenta)
+
+    def _torch_step(self, group: dict[str, Any]) -> None:
+        """torch.optim.SGD's own step of one group."""
+        params: list[Tensor] = []
+        grads: list[Tensor] = []
+        momenta: list[Tensor | None] = []
+        has_sparse_grad = self._init_group(group, params, grads, momenta)
+        if group["momentum_form"] == "polyak" and group["momentum"] != 0:
+            raise RuntimeError("sparse gradients need momentum_form='torch', got 'polyak'")
+        if self.grad_scale is not None:
+            grads = [g / self.grad_scale.to(g.device) for g in grads]
+        with torch.set_grad_enabled(group["differentiable"]):
+            sgd(
+                params,
+                grads,
+                momenta,
+                has_sparse_grad=has_sparse_grad,
+                foreach=group["foreach"],
+                fused=group["fused"],
+                weight_decay=group["weight_decay"],
+                momentum=group["momentum"],
+                lr=group["lr"],
+                dampening=group["dampening"],
+                nesterov=group["nesterov"],
+                maximize=group["maximize"],
+            )
+        if group["momentum"] != 0:
+            for p, momentum in zip(params, momenta, strict=True):
+                self.state[p]["momentum_buffer"] = momentum
+
+    # ---- state dicts, pickling, copying
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A process group cannot be copied; a copy finds the default group again.
+        is_local = isinstance(self.process_group, str)
+        return {**super().__getstate__(), "process_group": "local" if is_local else None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Takes over a pickled optimizer or, from load_state_dict, loaded state: into the tensors
+        that exist, on their device. What it lacks (a plain SGD's has no λ) stays as it was."""
+        if "param_groups" not in self.__dict__:
+            super().__setstate__(state)
+            return
+        own = {name: self.param_groups[0][name] for name in OPTIMIZER_WIDE}
+        loaded = _optimizer_wide(state["param_groups"])
+        form = loaded.pop("momentum_form", "torch")
+        if form != own["momentum_form"]:
+            _convert_momentum(state, form, own["momentum_form"])
+        super().__setstate__(state)
+        for name in STATE:
+            if name in loaded:
+                own[name].copy_(torch.as_tensor(loaded.pop(name)))
+        own.update(loaded)
+        for group in self.param_groups:
+            group.update(own)
+        self._has_history = False
+        self._accumulation = None
+
+
+def _same(a: object, b: object) -> bool:
+    """Equality in which NaN, an unset log_s, equals itself."""
+    if isinstance(a, Tensor) or isinstance(b, Tensor):
+        return torch.equal(*(torch.as_tensor(x).double().cpu().nan_to_num(-1.5) for x in (a, b)))
+    return a == b or (a != a and b != b)
+
+
+def _optimizer_wide(groups: list[dict[str, Any]]) -> dict[str, Any]:
+    """The optimizer-wide entries of loaded groups; an error if the groups do not agree."""
+    loaded = {name: groups[0][name] for name in OPTIMIZER_WIDE if name in groups[0]}
+    for group in groups[1:]:
+        for name, value in loaded.items():
+            if name in group and not _same(group[name], value):
+                raise ValueError(
+                    f"loaded state dict: {name} is the whole optimizer's, but parameter groups "
+                    f"disagree: {value} and {group[name]}"
+                )
+    if "lam" in loaded:
+        _checks.check_lam(loaded["lam"])
+        loaded.setdefault("log_s_lam", loaded["lam"])
+    return loaded
+
+
+def _convert_momentum(state: dict[str, Any], form: str, own_form: str) -> None:
+    """Turns loaded buffers of the other form into this one's: d = −ηv, by the saved η."""
+    rates = [float(group["lr"]) for group in state["param_groups"]]
+    if own_form == "torch" and any(rate == 0 for rate in rates):
+        raise ValueError(
+            "loaded state dict: momentum of form 'polyak', d = −ηv, cannot be turned into form "
+            "'torch' where lr is 0: load it into ABSGD(momentum_form='polyak')"
+        )
+    for group, rate in zip(state["param_groups"], rates, strict=True):
+        for p in group["params"]:
+            buffers = state["state"].get(p, {})
+            buffer = buffers.pop(MOMENTUM_KEYS[form], None)
+            if buffer is not None:
+                factor = -rate if own_form == "polyak" else -1 / rate
+                buffers[MOMENTUM_KEYS[own_form]] = buffer.mul_(factor)
+
+
+def _local(t: Tensor) -> Tensor:
+    """The memory that the kernel works on: a DTensor's own shard, a complex tensor's reals."""
+    if hasattr(t, "to_local"):
+        t = t.to_local()
+    return torch.view_as_real(t.resolve_conj()) if t.is_complex() else t
+
+
+def _float64_on(value: float | Tensor | None, device: torch.device) -> Tensor | None:
+    """A tensor hyper-parameter as the kernel reads it; None for a number."""
+    return value.to(device, torch.float64).reshape(()) if isinstance(value, Tensor) else None
+
+
+def _takes_torch_path(group: dict[str, Any]) -> bool:
+    return (
+        group["differentiable"]
+        or group["foreach"] is not None
+        or group["fused"] is False
+        or isinstance(group["weight_decay"], Tensor)
+        or any(p.grad is not None and p.grad.is_sparse for p in group["params"])
+    )
+
+
+def _check_group(group: dict[str, Any]) -> None:
+    """Raises unless SGD's hyper-parameters of a group are in their ranges and go together."""
+    for name in ("lr", "weight_decay"):
+        value = group[name]
+        if isinstance(value, Tensor):
+            if value.numel() != 1:
+                raise ValueError(
+                    f"Invalid {name} value: tensor of shape {tuple(value.shape)} (must be "
+                    "finite and ≥ 0, a number or a tensor of one element)"
+                )
+            if value.device.type != "cpu":
+                continue
+            value = value.item()
+        _checks.check_finite_nonnegative(name, value)
+    _checks.check_finite_nonnegative("momentum", group["momentum"])
+    _checks.check_finite("dampening", group["dampening"])
+    for name in ("nesterov", "maximize", "differentiable"):
+        _checks.check_choice(name, group[name], (True, False))
+    for name in ("foreach", "fused"):
+        _checks.check_choice(name, group[name], (True, False, None))
+    if group["nesterov"] and (group["momentum"] <= 0 or group["dampening"] != 0):
+        raise ValueError(
+            "Nesterov momentum requires a momentum and zero dampening, got "
+            f"nesterov=True, momentum={group['momentum']}, dampening={group['dampening']}"
+        )
+    if group["momentum_form"] == "polyak":
+        for name, allowed in (
+            ("dampening", (0,)),
+            ("nesterov", (False,)),
+            ("differentiable", (False,)),
+            ("foreach", (None,)),
+            ("fused", (None, True)),
+        ):
+            if group[name] not in allowed:
+                raise ValueError(
+                    f"momentum_form='polyak' needs {name} in {allowed}, got {group[name]}"
+                )
