@@ -144,16 +144,18 @@ Tensor settle(const Tensor &accumulation, std::optional<Tensor> rows, const Tens
               double s_init, double divisor) {
     auto *acc = reinterpret_cast<absgd_accumulation *>(
         doubles(accumulation, ACCUMULATION_SIZE, "accumulation"));
-    if (rows) acc->whole = joined(*rows);
-    const absgd_stats whole = acc->whole;
+    absgd_accumulation now = *acc;
+    if (rows) now.whole = joined(*rows);
+    const absgd_stats whole = now.whole;
     const double *lam_ = doubles(lam, 1, "lam");
     double *log_s_ = doubles(log_s, 1, "log_s");
     auto *reports_ = reinterpret_cast<absgd_report *>(doubles(reports, 2 * REPORT_SIZE, "reports"));
     const absgd_rule rule = rule_of(gamma, alpha, s_init);
     Tensor factor = torch::stable::new_empty(lam, {}, ScalarType::Double);
-    check(absgd_settle(acc, lam_, &rule, divisor, log_s_, doubles(log_s_lam, 1, "log_s_lam"),
+    check(absgd_settle(&now, lam_, &rule, divisor, log_s_, doubles(log_s_lam, 1, "log_s_lam"),
                        doubles(factor, 1, "factor")),
           "absgd::settle");
+    *acc = now;
     check(absgd_observe(&whole, lam_, log_s_, reports_), "absgd::settle");
     return factor;
 }
@@ -183,37 +185,46 @@ bool same_layout(const Tensor &a, const Tensor &b) {
 }
 
 /* One step over tensors of one dtype. */
-void step_tensors(absgd_dtype dtype, const std::vector<absgd_tensor> &tensors,
+void step_tensors(absgd_dtype dtype, const absgd_tensor *tensors, int64_t n,
                   const absgd_sgd_options &options) {
     int64_t size = 0;
-    for (const absgd_tensor &t : tensors) size += t.numel;
-    check(absgd_sgd_step(dtype, tensors.data(), tensors.size(), &options, 0, 0), "absgd::sgd_step_");
+    for (int64_t i = 0; i < n; i++) size += tensors[i].numel;
+    check(absgd_sgd_step(dtype, tensors, n, &options, 0, 0), "absgd::sgd_step_");
     torch::stable::parallel_for(0, chunks(size, STEP_CHUNK), 1, [&](int64_t begin, int64_t end) {
-        absgd_sgd_step(dtype, tensors.data(), tensors.size(), &options, begin * STEP_CHUNK,
+        absgd_sgd_step(dtype, tensors, n, &options, begin * STEP_CHUNK,
                        std::min(end * STEP_CHUNK, size));
     });
 }
 
+absgd_sgd_options options_of(double lr, const std::optional<Tensor> &lr_tensor, double momentum,
+                             double dampening, double weight_decay, bool nesterov, bool maximize,
+                             bool polyak, const std::optional<Tensor> &grad_scale) {
+    return {lr_tensor ? *doubles(*lr_tensor, 1, "lr_tensor") : lr,
+            momentum,
+            dampening,
+            weight_decay,
+            grad_scale ? *doubles(*grad_scale, 1, "grad_scale") : 1.0,
+            nesterov,
+            maximize,
+            polyak};
+}
+
 void check_alike(const Tensor &t, const Tensor &param, size_t i, const char *name) {
-    STD_TORCH_CHECK(t.scalar_type() == param.scalar_type() && t.numel() == param.numel() &&
-                        t.dim() == param.dim() && t.is_cpu(),
+    const auto sizes = t.sizes(), wanted = param.sizes();
+    STD_TORCH_CHECK(t.scalar_type() == param.scalar_type() && t.is_cpu() &&
+                        std::equal(sizes.begin(), sizes.end(), wanted.begin(), wanted.end()),
                     name, "[", i, "] must have the dtype, shape and device of params[", i, "]");
 }
 
 void sgd_step_(const std::vector<Tensor> &params, const std::vector<Tensor> &grads,
-               const std::vector<Tensor> &momenta, double lr, std::optional<Tensor> lr_tensor,
-               double momentum, double dampening, double weight_decay, bool nesterov,
-               bool maximize, bool polyak, bool fresh, std::optional<Tensor> grad_scale,
-               std::optional<Tensor> found_inf) {
+               const std::vector<Tensor> &momenta, bool fresh, double lr,
+               std::optional<Tensor> lr_tensor, double momentum, double dampening,
+               double weight_decay, bool nesterov, bool maximize, bool polyak,
+               std::optional<Tensor> grad_scale, std::optional<Tensor> found_inf) {
     if (found_inf && *doubles(*found_inf, 1, "found_inf") != 0.0) return;
-    const absgd_sgd_options options{lr_tensor ? *doubles(*lr_tensor, 1, "lr_tensor") : lr,
-                                    momentum,
-                                    dampening,
-                                    weight_decay,
-                                    grad_scale ? *doubles(*grad_scale, 1, "grad_scale") : 1.0,
-                                    nesterov,
-                                    maximize,
-                                    polyak};
+    const absgd_sgd_options options =
+        options_of(lr, lr_tensor, momentum, dampening, weight_decay, nesterov, maximize, polyak,
+                   grad_scale);
     STD_TORCH_CHECK(grads.size() == params.size() &&
                         (momenta.empty() || momenta.size() == params.size()),
                     "params, grads and momenta must have one length (momenta may be empty), got ",
@@ -239,9 +250,28 @@ void sgd_step_(const std::vector<Tensor> &params, const std::vector<Tensor> &gra
              w.numel(), fresh});
     }
     for (int dtype = ABSGD_FLOAT32; dtype <= ABSGD_BFLOAT16; dtype++) {
-        step_tensors(static_cast<absgd_dtype>(dtype), tensors[dtype], options);
+        step_tensors(static_cast<absgd_dtype>(dtype), tensors[dtype].data(), tensors[dtype].size(),
+                     options);
     }
     for (auto &[original, copy] : write_back) torch::stable::copy_(original, copy);
+}
+
+/* The same step, of tensors whose addresses Python keeps in a table between steps: [n, 5] int64,
+ * each row an absgd_tensor. Taking n tensors apart costs more than the arithmetic of a small model.
+ * The caller answers for the addresses; anchor is any of the tensors, and picks the device. */
+void sgd_step_table(const Tensor &table, const Tensor &anchor, double lr,
+                    std::optional<Tensor> lr_tensor, double momentum, double dampening,
+                    double weight_decay, bool nesterov, bool maximize, bool polyak,
+                    std::optional<Tensor> grad_scale, std::optional<Tensor> found_inf) {
+    if (found_inf && *doubles(*found_inf, 1, "found_inf") != 0.0) return;
+    const absgd_sgd_options options =
+        options_of(lr, lr_tensor, momentum, dampening, weight_decay, nesterov, maximize, polyak,
+                   grad_scale);
+    STD_TORCH_CHECK(table.scalar_type() == ScalarType::Long && table.is_contiguous() &&
+                        table.dim() == 2 && table.size(1) * 8 == sizeof(absgd_tensor),
+                    "table must be a contiguous int64 tensor of shape [n, 5]");
+    step_tensors(dtype_of(anchor, "params"), static_cast<const absgd_tensor *>(table.data_ptr()),
+                 table.size(0), options);
 }
 
 } // namespace
@@ -265,9 +295,14 @@ STABLE_TORCH_LIBRARY(absgd, m) {
           "Tensor(b!) log_s, Tensor(c!) log_s_lam, Tensor(d!) reports, "
           "float gamma, float alpha, float s_init, float divisor) -> Tensor");
     m.def("sgd_step_("
-          "Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] momenta, "
+          "Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] momenta, bool fresh, "
           "float lr, Tensor? lr_tensor, float momentum, float dampening, float weight_decay, "
-          "bool nesterov, bool maximize, bool polyak, bool fresh, "
+          "bool nesterov, bool maximize, bool polyak, "
+          "Tensor? grad_scale, Tensor? found_inf) -> ()");
+    m.def("sgd_step_table("
+          "Tensor table, Tensor anchor, "
+          "float lr, Tensor? lr_tensor, float momentum, float dampening, float weight_decay, "
+          "bool nesterov, bool maximize, bool polyak, "
           "Tensor? grad_scale, Tensor? found_inf) -> ()");
 }
 
@@ -278,4 +313,5 @@ STABLE_TORCH_LIBRARY_IMPL(absgd, CPU, m) {
     m.impl("weigh_provisionally", TORCH_BOX(&absgd::weigh_provisionally));
     m.impl("settle", TORCH_BOX(&absgd::settle));
     m.impl("sgd_step_", TORCH_BOX(&absgd::sgd_step_));
+    m.impl("sgd_step_table", TORCH_BOX(&absgd::sgd_step_table));
 }

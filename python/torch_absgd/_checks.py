@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from numbers import Real
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -97,3 +98,42 @@ def check_losses(losses: object, mask: object) -> None:
             f"mask must have the losses' shape {tuple(losses.shape)} and device {losses.device}, "
             f"got {tuple(mask.shape)} on {mask.device}"
         )
+
+
+def check_group(group: dict[str, Any]) -> None:
+    """Raises unless SGD's hyper-parameters of a group are in their ranges and go together."""
+    for name in ("lr", "weight_decay"):
+        value = group[name]
+        if isinstance(value, Tensor):
+            if value.numel() != 1:
+                raise ValueError(
+                    f"Invalid {name} value: tensor of shape {tuple(value.shape)} (must be "
+                    "finite and ≥ 0, a number or a tensor of one element)"
+                )
+            if value.device.type != "cpu":
+                continue
+            value = value.item()
+        check_finite_nonnegative(name, value)
+    check_finite_nonnegative("momentum", group["momentum"])
+    check_finite("dampening", group["dampening"])
+    for name in ("nesterov", "maximize", "differentiable"):
+        check_choice(name, group[name], (True, False))
+    for name in ("foreach", "fused"):
+        check_choice(name, group[name], (True, False, None))
+    if group["nesterov"] and (group["momentum"] <= 0 or group["dampening"] != 0):
+        raise ValueError(
+            "Nesterov momentum requires a momentum and zero dampening, got "
+            f"nesterov=True, momentum={group['momentum']}, dampening={group['dampening']}"
+        )
+    if group["momentum_form"] == "polyak":
+        for name, allowed in (
+            ("dampening", (0,)),
+            ("nesterov", (False,)),
+            ("differentiable", (False,)),
+            ("foreach", (None,)),
+            ("fused", (None, True)),
+        ):
+            if group[name] not in allowed:
+                raise ValueError(
+                    f"momentum_form='polyak' needs {name} in {allowed}, got {group[name]}"
+                )

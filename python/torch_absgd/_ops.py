@@ -93,6 +93,7 @@ def _(
     params: Sequence[Tensor],
     grads: Sequence[Tensor],
     momenta: Sequence[Tensor],
+    fresh: bool,
     lr: float,
     lr_tensor: Tensor | None,
     momentum: float,
@@ -101,7 +102,24 @@ def _(
     nesterov: bool,
     maximize: bool,
     polyak: bool,
-    fresh: bool,
+    grad_scale: Tensor | None,
+    found_inf: Tensor | None,
+) -> None:
+    return None
+
+
+@torch.library.register_fake("absgd::sgd_step_table")
+def _(
+    table: Tensor,
+    anchor: Tensor,
+    lr: float,
+    lr_tensor: Tensor | None,
+    momentum: float,
+    dampening: float,
+    weight_decay: float,
+    nesterov: bool,
+    maximize: bool,
+    polyak: bool,
     grad_scale: Tensor | None,
     found_inf: Tensor | None,
 ) -> None:

@@ -72,7 +72,7 @@ class Accumulation:
         if is_first:
             self.memory = state["log_s"].new_zeros(_ops.ACCUMULATION_SIZE)
             self.overlap = (
-                self.overlap and self.owner._has_history and self.owner._world_size() > 1
+                self.overlap and self.owner._memory.has_history and self.owner._world_size() > 1
             )
         rows, world_size = (self._launch if self.overlap else self.owner._gather_stats)(
             losses, mask
@@ -135,5 +135,5 @@ class Accumulation:
             *self.owner._rule(),
             self.divisor,
         )
-        self.owner._has_history = True
+        self.owner._memory.has_history = True
         scale_(self.gradients(), factor)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from . import _checks
 from .optimizer import ABSGD
 from .stats import Stats
-from .weighting import ProcessGroup, Weighting, new_state, number_or_nan, plain_mean
+from .weighting import Memory, ProcessGroup, Weighting, new_state, number_or_nan, plain_mean
 
 
 class AttentionState(Weighting, nn.Module):
@@ -25,12 +25,13 @@ class AttentionState(Weighting, nn.Module):
         gamma: float,
         s_init: float | None,
         alpha: float,
-        process_group: ProcessGroup | None | Literal["local"],
+        process_group: ProcessGroup | Literal["local"] | None,
     ) -> None:
         super().__init__()
         self.gamma, self.alpha = float(gamma), float(alpha)
         self.s_init = number_or_nan(s_init)
         self.process_group = process_group
+        self._memory = Memory()
         # Not by register_buffer: it refuses the names of Weighting's properties.
         self._buffers.update(new_state(lam, self.s_init, torch.device("cpu")))
 
@@ -47,18 +48,11 @@ class AttentionState(Weighting, nn.Module):
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
-        self._has_history = False
-        self._accumulation = None
+        self._memory = Memory()
 
     def __getstate__(self) -> dict[str, Any]:
         is_local = isinstance(self.process_group, str)  # a process group cannot be copied
-        return {
-            **self.__dict__,
-            "process_group": "local" if is_local else None,
-            "_weights": None,
-            "_losses": None,
-            "_accumulation": None,
-        }
+        return {**self.__dict__, "process_group": "local" if is_local else None}
 
 
 class AttentionalLoss(nn.Module):
@@ -96,7 +90,7 @@ class AttentionalLoss(nn.Module):
         alpha: float | None = None,
         *,
         optimizer: ABSGD | None = None,
-        process_group: ProcessGroup | None | Literal["local"] = None,
+        process_group: ProcessGroup | Literal["local"] | None = None,
     ) -> None:
         if not callable(criterion):
             raise TypeError(f"criterion must be a module or a function, got {criterion!r}")

@@ -14,10 +14,15 @@ from torch.optim.optimizer import ParamsT
 from torch.optim.sgd import sgd
 
 from . import _checks
-from .weighting import STATE, ProcessGroup, Weighting, new_state, number_or_nan
-
-MOMENTUM_KEYS = {"torch": "momentum_buffer", "polyak": "displacement_buffer"}
-OPTIMIZER_WIDE = (*STATE, "gamma", "alpha", "s_init", "momentum_form")
+from .optimizer_state import (
+    MOMENTUM_KEYS,
+    OPTIMIZER_WIDE,
+    agreed_entries,
+    convert_momentum,
+    same,
+)
+from .step_table import StepTable
+from .weighting import STATE, Memory, ProcessGroup, Weighting, new_state, number_or_nan
 
 
 class ABSGD(Weighting, SGD):
@@ -77,7 +82,7 @@ class ABSGD(Weighting, SGD):
         s_init: float | None = None,
         alpha: float = 1.0,
         momentum_form: Literal["torch", "polyak"] = "torch",
-        process_group: ProcessGroup | None | Literal["local"] = None,
+        process_group: ProcessGroup | Literal["local"] | None = None,
         maximize: bool = False,
         foreach: bool | None = None,
         differentiable: bool = False,
@@ -88,7 +93,7 @@ class ABSGD(Weighting, SGD):
             raise ValueError(
                 f"Invalid momentum_form value: {momentum_form!r} (must be 'torch' or 'polyak')"
             )
-        _check_group(
+        _checks.check_group(
             {
                 "lr": lr,
                 "momentum": momentum,
@@ -103,6 +108,8 @@ class ABSGD(Weighting, SGD):
             }
         )
         self.process_group = process_group
+        self._memory = Memory()
+        self._tables: dict[int, StepTable] = {}
         s_init = number_or_nan(s_init)
         self._at_construction: dict[str, Any] = {
             **new_state(lam, s_init, torch.device("cpu")),
@@ -149,13 +156,13 @@ class ABSGD(Weighting, SGD):
         shared = {name: shared[name] for name in OPTIMIZER_WIDE}
         if isinstance(param_group, dict):
             for name, value in shared.items():
-                if name in param_group and not _same(param_group[name], value):
+                if name in param_group and not same(param_group[name], value):
                     raise ValueError(
                         f"{name} is the whole optimizer's: a parameter group may not set it to "
                         f"{param_group[name]} (it is {value})"
                     )
             param_group = {**param_group, **shared}
-            _check_group({**self.defaults, **param_group})
+            _checks.check_group({**self.defaults, **param_group})
         super().add_param_group(param_group)
 
     def restart(self, lam: float | Tensor, reset_momentum: bool = False) -> None:
@@ -174,9 +181,7 @@ class ABSGD(Weighting, SGD):
 
     # ---- gradient accumulation
 
-    def accumulate(
-        self, divisor: float = 1, overlap: bool = False
-    ) -> AbstractContextManager[None]:
+    def accumulate(self, divisor: float = 1, overlap: bool = False) -> AbstractContextManager[None]:
         """Marks micro-batches that together make one step: k of them give, exactly, the step of
         the k times larger batch::
 
@@ -204,8 +209,8 @@ class ABSGD(Weighting, SGD):
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         super().zero_grad(set_to_none)
-        if self._accumulation is not None:
-            self._accumulation = self._accumulation.restarted()
+        if self._memory.accumulation is not None:
+            self._memory.accumulation = self._memory.accumulation.restarted()
 
     # ---- the step
 
@@ -226,7 +231,9 @@ class ABSGD(Weighting, SGD):
         self.finalize_grads_()
         if self._must_skip():
             return loss
-        for group in self.param_groups:
+        for index, group in enumerate(self.param_groups):
+            if self._table_step(index, group):
+                continue
             if _takes_torch_path(group):
                 self._torch_step(group)
             else:
@@ -250,6 +257,47 @@ class ABSGD(Weighting, SGD):
 
     def _is_fresh(self, p: Tensor, group: dict[str, Any]) -> bool:
         return self.state[p].get(MOMENTUM_KEYS[group["momentum_form"]]) is None
+
+    def _table_step(self, index: int, group: dict[str, Any]) -> bool:
+        """The fused kernel on addresses kept from the step before; False where they do not hold,
+        as on a first step, or where the general way has to be taken."""
+        if torch.compiler.is_compiling() or _chooses_torch(group):
+            return False
+        params = [p for p in group["params"] if p.grad is not None]
+        momenta = []
+        if group["momentum"] != 0:
+            key = MOMENTUM_KEYS[group["momentum_form"]]
+            momenta = [self.state[p].get(key) for p in params]
+        if not params or any([v is None for v in momenta]):
+            return False
+        grads = [p.grad for p in params]
+        table = self._tables.get(index)
+        if table is None or not table.describes(params, momenta):
+            table = self._tables[index] = StepTable(params, grads, momenta)
+        if not table.update(grads):
+            self._tables.pop(index) if table.is_plain else None
+            return False
+        torch.ops.absgd.sgd_step_table.default(
+            table.tensor, table.anchor, *self._arguments(group, table.anchor.device)
+        )
+        torch.autograd.graph.increment_version(table.changed)
+        return True
+
+    def _arguments(self, group: dict[str, Any], device: torch.device) -> tuple[Any, ...]:
+        """The group's hyper-parameters, in the operators' order."""
+        lr = group["lr"]
+        return (
+            math.nan if isinstance(lr, Tensor) else lr,
+            _float64_on(lr, device),
+            group["momentum"],
+            group["dampening"],
+            group["weight_decay"],
+            group["nesterov"],
+            group["maximize"],
+            group["momentum_form"] == "polyak",
+            _float64_on(self.grad_scale, device),
+            _float64_on(self.found_inf, device),
+        )
 
     def _fused_step(self, group: dict[str, Any]) -> None:
         """The fused kernel, once for each device and for buffers that do and do not exist yet."""
@@ -284,25 +332,9 @@ class ABSGD(Weighting, SGD):
         tensors: list[tuple[Tensor, Tensor, Tensor | None]],
     ) -> None:
         params = [_local(p) for p, _, _ in tensors]
-        grads = [_local(g).to(p.dtype) for p, g, _ in tensors]
+        grads = [_local(g.to(p.dtype)) for p, g, _ in tensors]
         momenta = [_local(v) for _, _, v in tensors if v is not None]
-        lr = group["lr"]
-        torch.ops.absgd.sgd_step_(
-            params,
-            grads,
-            momenta,
-            math.nan if isinstance(lr, Tensor) else lr,
-            _float64_on(lr, device),
-            group["momentum"],
-            group["dampening"],
-            group["weight_decay"],
-            group["nesterov"],
-            group["maximize"],
-            group["momentum_form"] == "polyak",
-            fresh,
-            _float64_on(self.grad_scale, device),
-            _float64_on(self.found_inf, device),
-        )
+        torch.ops.absgd.sgd_step_(params, grads, momenta, fresh, *self._arguments(group, device))
         torch.autograd.graph.increment_version(params + momenta)
 
     def _torch_step(self, group: dict[str, Any]) -> None:
@@ -344,14 +376,16 @@ class ABSGD(Weighting, SGD):
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Takes over a pickled optimizer or, from load_state_dict, loaded state: into the tensors
         that exist, on their device. What it lacks (a plain SGD's has no λ) stays as it was."""
+        self._tables = {}
+        self._memory = Memory()
         if "param_groups" not in self.__dict__:
             super().__setstate__(state)
             return
         own = {name: self.param_groups[0][name] for name in OPTIMIZER_WIDE}
-        loaded = _optimizer_wide(state["param_groups"])
+        loaded = agreed_entries(state["param_groups"])
         form = loaded.pop("momentum_form", "torch")
         if form != own["momentum_form"]:
-            _convert_momentum(state, form, own["momentum_form"])
+            convert_momentum(state, form, own["momentum_form"])
         super().__setstate__(state)
         for name in STATE:
             if name in loaded:
@@ -359,48 +393,6 @@ class ABSGD(Weighting, SGD):
         own.update(loaded)
         for group in self.param_groups:
             group.update(own)
-        self._has_history = False
-        self._accumulation = None
-
-
-def _same(a: object, b: object) -> bool:
-    """Equality in which NaN, an unset log_s, equals itself."""
-    if isinstance(a, Tensor) or isinstance(b, Tensor):
-        return torch.equal(*(torch.as_tensor(x).double().cpu().nan_to_num(-1.5) for x in (a, b)))
-    return a == b or (a != a and b != b)
-
-
-def _optimizer_wide(groups: list[dict[str, Any]]) -> dict[str, Any]:
-    """The optimizer-wide entries of loaded groups; an error if the groups do not agree."""
-    loaded = {name: groups[0][name] for name in OPTIMIZER_WIDE if name in groups[0]}
-    for group in groups[1:]:
-        for name, value in loaded.items():
-            if name in group and not _same(group[name], value):
-                raise ValueError(
-                    f"loaded state dict: {name} is the whole optimizer's, but parameter groups "
-                    f"disagree: {value} and {group[name]}"
-                )
-    if "lam" in loaded:
-        _checks.check_lam(loaded["lam"])
-        loaded.setdefault("log_s_lam", loaded["lam"])
-    return loaded
-
-
-def _convert_momentum(state: dict[str, Any], form: str, own_form: str) -> None:
-    """Turns loaded buffers of the other form into this one's: d = −ηv, by the saved η."""
-    rates = [float(group["lr"]) for group in state["param_groups"]]
-    if own_form == "torch" and any(rate == 0 for rate in rates):
-        raise ValueError(
-            "loaded state dict: momentum of form 'polyak', d = −ηv, cannot be turned into form "
-            "'torch' where lr is 0: load it into ABSGD(momentum_form='polyak')"
-        )
-    for group, rate in zip(state["param_groups"], rates, strict=True):
-        for p in group["params"]:
-            buffers = state["state"].get(p, {})
-            buffer = buffers.pop(MOMENTUM_KEYS[form], None)
-            if buffer is not None:
-                factor = -rate if own_form == "polyak" else -1 / rate
-                buffers[MOMENTUM_KEYS[own_form]] = buffer.mul_(factor)
 
 
 def _local(t: Tensor) -> Tensor:
@@ -415,50 +407,17 @@ def _float64_on(value: float | Tensor | None, device: torch.device) -> Tensor | 
     return value.to(device, torch.float64).reshape(()) if isinstance(value, Tensor) else None
 
 
-def _takes_torch_path(group: dict[str, Any]) -> bool:
+def _chooses_torch(group: dict[str, Any]) -> bool:
+    """Whether the hyper-parameters ask for torch's own implementation."""
     return (
         group["differentiable"]
         or group["foreach"] is not None
         or group["fused"] is False
         or isinstance(group["weight_decay"], Tensor)
-        or any(p.grad is not None and p.grad.is_sparse for p in group["params"])
     )
 
 
-def _check_group(group: dict[str, Any]) -> None:
-    """Raises unless SGD's hyper-parameters of a group are in their ranges and go together."""
-    for name in ("lr", "weight_decay"):
-        value = group[name]
-        if isinstance(value, Tensor):
-            if value.numel() != 1:
-                raise ValueError(
-                    f"Invalid {name} value: tensor of shape {tuple(value.shape)} (must be "
-                    "finite and ≥ 0, a number or a tensor of one element)"
-                )
-            if value.device.type != "cpu":
-                continue
-            value = value.item()
-        _checks.check_finite_nonnegative(name, value)
-    _checks.check_finite_nonnegative("momentum", group["momentum"])
-    _checks.check_finite("dampening", group["dampening"])
-    for name in ("nesterov", "maximize", "differentiable"):
-        _checks.check_choice(name, group[name], (True, False))
-    for name in ("foreach", "fused"):
-        _checks.check_choice(name, group[name], (True, False, None))
-    if group["nesterov"] and (group["momentum"] <= 0 or group["dampening"] != 0):
-        raise ValueError(
-            "Nesterov momentum requires a momentum and zero dampening, got "
-            f"nesterov=True, momentum={group['momentum']}, dampening={group['dampening']}"
-        )
-    if group["momentum_form"] == "polyak":
-        for name, allowed in (
-            ("dampening", (0,)),
-            ("nesterov", (False,)),
-            ("differentiable", (False,)),
-            ("foreach", (None,)),
-            ("fused", (None, True)),
-        ):
-            if group[name] not in allowed:
-                raise ValueError(
-                    f"momentum_form='polyak' needs {name} in {allowed}, got {group[name]}"
-                )
+def _takes_torch_path(group: dict[str, Any]) -> bool:
+    return _chooses_torch(group) or any(
+        p.grad is not None and p.grad.is_sparse for p in group["params"]
+    )

@@ -50,8 +50,8 @@ class Stats:
     """Numbers of the last batch (``.last``) and their running mean (``.mean``), each a `Report`.
 
     The numbers are those of the global batch, NaN before the first. They stay on the device until
-    one is read. When the running mean of the effective sample size is that of a few samples, reading
-    it warns, once, that λ is too small for these losses.
+    one is read. When the running mean of the effective sample size is that of a few samples,
+    reading it warns, once, that λ is too small for these losses.
     """
 
     _has_warned = False

@@ -56,14 +56,25 @@ def plain_mean(losses: Tensor, mask: Tensor | None) -> Tensor:
     return losses.masked_fill(~mask, 0).sum() / mask.sum().clamp(min=1)
 
 
+class Memory:
+    """What a `Weighting` remembers beside its state. A copy starts without: none of it is needed
+    to go on."""
+
+    def __init__(self) -> None:
+        self.weights: Tensor | None = None  # of the last batch
+        self.losses: Tensor | None = None
+        self.accumulation: Accumulation | None = None  # begun and not yet settled
+        self.has_history = False  # log_s has taken in a batch since λ was last set
+
+    def __reduce__(self) -> tuple[type[Memory], tuple[()]]:
+        return Memory, ()
+
+
 class Weighting:
     """`weigh`, and the state behind it: λ, log_s and what is reported of the last batch."""
 
-    process_group: ProcessGroup | None | Literal["local"] = None
-    _weights: Tensor | None = None
-    _losses: Tensor | None = None
-    _accumulation: Accumulation | None = None  # begun and not yet settled
-    _has_history = False  # log_s holds a batch that was weighed at a λ of the present sign
+    process_group: ProcessGroup | Literal["local"] | None = None
+    _memory: Memory
 
     # ---- what a subclass provides
 
@@ -120,14 +131,14 @@ class Weighting:
             return plain_mean(losses, mask)
         with torch.no_grad():
             weights, coefficients = self._next_weights(losses.detach(), mask)
-        self._weights, self._losses = weights, losses.detach()
+        self._memory.weights, self._memory.losses = weights, losses.detach()
         if losses.dtype in (torch.float16, torch.bfloat16):
             losses = losses.float()
         if mask is not None:
             losses = losses.masked_fill(~mask, 0)
         total = torch.dot(coefficients.reshape(-1), losses.reshape(-1))
-        if self._accumulation is not None:
-            self._accumulation.expect_backward(total)
+        if self._memory.accumulation is not None:
+            self._memory.accumulation.expect_backward(total)
         return total
 
     def _next_weights(self, losses: Tensor, mask: Tensor | None) -> Tensor:
@@ -136,10 +147,10 @@ class Weighting:
         if state["log_s"].device != losses.device:
             self._move_state(losses.device)
             state = self._state()
-        if self._accumulation is not None:
-            return self._accumulation.weigh(losses, mask)
+        if self._memory.accumulation is not None:
+            return self._memory.accumulation.weigh(losses, mask)
         rows, world_size = self._gather_stats(losses, mask)
-        self._has_history = True
+        self._memory.has_history = True
         return torch.ops.absgd.weigh(
             losses, mask, rows, *(state[name] for name in STATE), *self._rule(), world_size
         )
@@ -172,7 +183,7 @@ class Weighting:
     def weights(self) -> Tensor | None:
         """p_i of the last batch that was weighed, detached, in the shape of its losses; float64
         for float64 losses, float32 otherwise. None before the first."""
-        return self._weights
+        return self._memory.weights
 
     @property
     def lam(self) -> Tensor:
@@ -196,10 +207,8 @@ class Weighting:
             else:
                 state["lam"].fill_(float(value))
             _, _, s_init = self._rule()
-            torch.ops.absgd.carry_log_s(
-                state["lam"], state["log_s"], state["log_s_lam"], s_init
-            )
-        self._has_history = False
+            torch.ops.absgd.carry_log_s(state["lam"], state["log_s"], state["log_s_lam"], s_init)
+        self._memory.has_history = False
 
     @property
     def log_s(self) -> Tensor:
@@ -214,13 +223,13 @@ class Weighting:
         state = self._state()
         state["log_s"].fill_(initial_log_s(self._rule()[2]))
         state["reports"].fill_(math.nan)
-        self._has_history = False
-        self._accumulation = None
+        self._memory.has_history = False
+        self._memory.accumulation = None
 
     def stats(self) -> Stats:
         """What the weights did in the last batch and as a running mean: see `Stats`. Reading a
         number from it is what synchronises, not this call."""
-        return Stats(self._state()["reports"].clone(), self._losses)
+        return Stats(self._state()["reports"].clone(), self._memory.losses)
 
     # ---- gradient accumulation
 
@@ -231,14 +240,14 @@ class Weighting:
     @contextmanager
     def _accumulate(self, gradients, divisor: float, overlap: bool) -> Iterator[None]:
         _checks.check_positive("divisor", divisor)
-        if self._accumulation is None:
-            self._accumulation = Accumulation(self, gradients, divisor, overlap)
-        self._accumulation.is_open = True
+        if self._memory.accumulation is None:
+            self._memory.accumulation = Accumulation(self, gradients, divisor, overlap)
+        self._memory.accumulation.is_open = True
         try:
             yield
         finally:
-            if self._accumulation is not None:
-                self._accumulation.is_open = False
+            if self._memory.accumulation is not None:
+                self._memory.accumulation.is_open = False
 
     @torch.no_grad()
     def finalize_grads_(self) -> None:
@@ -246,6 +255,6 @@ class Weighting:
         and takes that batch into ``log_s``. It belongs after ``GradScaler.unscale_`` and before
         clipping; `ABSGD.step` calls it if nobody has. Without an accumulation it does nothing.
         """
-        if self._accumulation is not None:
-            accumulation, self._accumulation = self._accumulation, None
+        if self._memory.accumulation is not None:
+            accumulation, self._memory.accumulation = self._memory.accumulation, None
             accumulation.settle()
