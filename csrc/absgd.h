@@ -159,6 +159,55 @@ ABSGD_API absgd_status absgd_settle(absgd_accumulation *accumulation, const doub
                                     const absgd_rule *rule, double divisor, double *log_s,
                                     double *log_s_lam, double *factor);
 
+/* ---- λ from how selective the weights shall be --------------------------------------------- */
+
+typedef enum absgd_lam_kind {
+    ABSGD_LAM_EFFECTIVE_SAMPLES = 1, /* (Σq)²/(B Σq²) = target, in (0, 1) */
+    ABSGD_LAM_KL_RADIUS = 2,         /* KL(q ‖ uniform) = target > 0 */
+} absgd_lam_kind;
+
+/* What λ is to follow: on each batch, the λ* at which the batch's own weights q ∝ exp(L/λ*) are as
+ * selective as target says. All fields are doubles, so that it can be a row of a tensor. */
+typedef struct absgd_lam_rule {
+    double kind; /* absgd_lam_kind */
+    double target;
+    double sign;      /* of λ: 1 or −1 */
+    double rate;      /* of the average of log|λ|, in (0, 1] */
+    double low, high; /* bounds of |λ*| over the batch's max L − min L; 0 < low < high */
+} absgd_lam_rule;
+
+/* The sums of one round over a part of the batch; see lam_search_math.h. */
+typedef struct absgd_lam_row {
+    double count, nonfinite, max, max_negated, s0, s1, s2, t0, t1;
+} absgd_lam_row;
+
+/* A search under way; all zero at its start. */
+typedef struct absgd_lam_search {
+    double round, has_answer, max, low, high, u, step; /* u = log|λ|, step: its last change */
+} absgd_lam_search;
+
+/* Rounds after which λ* stands to rounding. */
+#define ABSGD_LAM_ROUNDS 24
+
+/* *row = the sums that this round of the search needs of losses[0..n). */
+ABSGD_API absgd_status absgd_lam_sums(absgd_dtype dtype, const void *losses, const uint8_t *mask,
+                                      int64_t n, const absgd_lam_rule *rule,
+                                      const absgd_lam_search *search, absgd_lam_row *row);
+
+/* *row = the row of the union of rows[0..n_rows), joined in their order. */
+ABSGD_API absgd_status absgd_lam_join(const absgd_lam_row *rows, int64_t n_rows,
+                                      absgd_lam_row *row);
+
+/* One round: joins the rows of all parts and narrows the bracket. */
+ABSGD_API absgd_status absgd_lam_round(const absgd_lam_rule *rule, const absgd_lam_row *rows,
+                                       int64_t n_rows, absgd_lam_search *search);
+
+/* After the last round: moves log|λ| towards log|λ*| by rate; sets λ = λ* if it is NaN, ±∞ or of the
+ * other sign. A batch that defines no λ* (fewer than two samples, non-finite ones, all equal, or too
+ * many tied for the target) leaves λ as it is. */
+ABSGD_API absgd_status absgd_lam_update(const absgd_lam_rule *rule, const absgd_lam_search *search,
+                                        double *lam);
+
 /* ---- the momentum step --------------------------------------------------------------------- */
 
 typedef struct absgd_tensor {

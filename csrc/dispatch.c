@@ -2,6 +2,7 @@
  * level that the processor has. */
 #include "absgd_math.h"
 #include "kernels.h"
+#include "lam_search_math.h"
 
 #include <stdlib.h>
 
@@ -127,6 +128,52 @@ absgd_status absgd_settle(absgd_accumulation *accumulation, const double *lam,
     REQUIRE(is_rule(rule) && divisor > 0.0 && isfinite(divisor), ABSGD_INVALID_HYPERPARAMETER);
     *factor = absgd_settle_batch(accumulation, *lam, rule->gamma, rule->alpha, rule->s_init,
                                  divisor, log_s, log_s_lam);
+    return ABSGD_OK;
+}
+
+static int is_lam_rule(const absgd_lam_rule *rule) {
+    int is_target = rule->kind == ABSGD_LAM_EFFECTIVE_SAMPLES ? rule->target < 1.0
+                                                              : rule->kind == ABSGD_LAM_KL_RADIUS;
+    return is_target && rule->target > 0.0 && (rule->sign == 1.0 || rule->sign == -1.0) &&
+           rule->rate > 0.0 && rule->rate <= 1.0 && rule->low > 0.0 && rule->low < rule->high;
+}
+
+absgd_status absgd_lam_sums(absgd_dtype dtype, const void *losses, const uint8_t *mask, int64_t n,
+                            const absgd_lam_rule *rule, const absgd_lam_search *search,
+                            absgd_lam_row *row) {
+    REQUIRE(is_dtype(dtype), ABSGD_INVALID_DTYPE);
+    REQUIRE(n >= 0, ABSGD_INVALID_SIZE);
+    REQUIRE(rule && search && row && (losses || n == 0), ABSGD_NULL_POINTER);
+    REQUIRE(is_lam_rule(rule), ABSGD_INVALID_HYPERPARAMETER);
+    CALL(absgd_lam_sums, dtype, losses, mask, n, rule->sign, search, row);
+    return ABSGD_OK;
+}
+
+absgd_status absgd_lam_join(const absgd_lam_row *rows, int64_t n_rows, absgd_lam_row *row) {
+    REQUIRE(n_rows >= 0, ABSGD_INVALID_SIZE);
+    REQUIRE(row && (rows || n_rows == 0), ABSGD_NULL_POINTER);
+    absgd_lam_row whole = absgd_empty_lam_row();
+    for (int64_t i = 0; i < n_rows; i++) whole = absgd_join_lam_rows(whole, rows[i]);
+    *row = whole;
+    return ABSGD_OK;
+}
+
+absgd_status absgd_lam_round(const absgd_lam_rule *rule, const absgd_lam_row *rows, int64_t n_rows,
+                             absgd_lam_search *search) {
+    REQUIRE(n_rows >= 0, ABSGD_INVALID_SIZE);
+    REQUIRE(rule && search && (rows || n_rows == 0), ABSGD_NULL_POINTER);
+    REQUIRE(is_lam_rule(rule), ABSGD_INVALID_HYPERPARAMETER);
+    absgd_lam_row whole;
+    absgd_lam_join(rows, n_rows, &whole);
+    absgd_lam_advance(rule, whole, search);
+    return ABSGD_OK;
+}
+
+absgd_status absgd_lam_update(const absgd_lam_rule *rule, const absgd_lam_search *search,
+                              double *lam) {
+    REQUIRE(rule && search && lam, ABSGD_NULL_POINTER);
+    REQUIRE(is_lam_rule(rule), ABSGD_INVALID_HYPERPARAMETER);
+    absgd_lam_follow(rule, search, lam);
     return ABSGD_OK;
 }
 

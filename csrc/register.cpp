@@ -12,6 +12,9 @@ namespace {
 constexpr int64_t STATS_SIZE = sizeof(absgd_stats) / sizeof(double);
 constexpr int64_t REPORT_SIZE = sizeof(absgd_report) / sizeof(double);
 constexpr int64_t ACCUMULATION_SIZE = sizeof(absgd_accumulation) / sizeof(double);
+constexpr int64_t LAM_RULE_SIZE = sizeof(absgd_lam_rule) / sizeof(double);
+constexpr int64_t LAM_ROW_SIZE = sizeof(absgd_lam_row) / sizeof(double);
+constexpr int64_t LAM_SEARCH_SIZE = sizeof(absgd_lam_search) / sizeof(double);
 constexpr int64_t STEP_CHUNK = 16384; /* elements that are worth a thread */
 
 int64_t chunks(int64_t n, int64_t size) { return (n + size - 1) / size; }
@@ -160,6 +163,70 @@ Tensor settle(const Tensor &accumulation, std::optional<Tensor> rows, const Tens
     return factor;
 }
 
+const absgd_lam_rule *lam_rule_of(const Tensor &rule) {
+    return reinterpret_cast<absgd_lam_rule *>(doubles(rule, LAM_RULE_SIZE, "lam_rule"));
+}
+
+absgd_lam_search *search_of(const Tensor &search) {
+    return reinterpret_cast<absgd_lam_search *>(doubles(search, LAM_SEARCH_SIZE, "search"));
+}
+
+std::vector<absgd_lam_row> lam_rows(const Losses &losses, const absgd_lam_rule *rule,
+                                    const absgd_lam_search *search) {
+    std::vector<absgd_lam_row> rows(chunks(losses.n, ABSGD_STATS_CHUNK));
+    check(absgd_lam_sums(losses.dtype, losses.at(0), nullptr, 0, rule, search, rows.data()),
+          "absgd::lam_sums");
+    torch::stable::parallel_for(0, rows.size(), 1, [&](int64_t begin, int64_t end) {
+        for (int64_t row = begin; row < end; row++) {
+            const int64_t i = row * ABSGD_STATS_CHUNK;
+            const int64_t n = std::min<int64_t>(ABSGD_STATS_CHUNK, losses.n - i);
+            absgd_lam_sums(losses.dtype, losses.at(i), losses.mask_at(i), n, rule, search,
+                           &rows[row]);
+        }
+    });
+    return rows;
+}
+
+/* The whole search on one process's batch. It stops early where the answer stands. */
+void follow_lam(const Tensor &losses, std::optional<Tensor> mask, const Tensor &lam_rule,
+                const Tensor &lam) {
+    const Losses batch(losses, mask);
+    if (batch.n == 0) return;
+    const absgd_lam_rule *rule = lam_rule_of(lam_rule);
+    absgd_lam_search search{};
+    for (int round = 0; round < ABSGD_LAM_ROUNDS; round++) {
+        const std::vector<absgd_lam_row> rows = lam_rows(batch, rule, &search);
+        check(absgd_lam_round(rule, rows.data(), rows.size(), &search), "absgd::follow_lam");
+        if (!search.has_answer || search.low == search.high) break;
+    }
+    check(absgd_lam_update(rule, &search, doubles(lam, 1, "lam")), "absgd::follow_lam");
+}
+
+/* The same in pieces, for a collective to stand between them. */
+Tensor lam_sums(const Tensor &losses, std::optional<Tensor> mask, const Tensor &lam_rule,
+                const Tensor &search) {
+    const Losses batch(losses, mask);
+    absgd_lam_row whole;
+    const std::vector<absgd_lam_row> rows = lam_rows(batch, lam_rule_of(lam_rule), search_of(search));
+    check(absgd_lam_join(rows.data(), rows.size(), &whole), "absgd::lam_sums");
+    Tensor out = torch::stable::new_empty(losses, {LAM_ROW_SIZE}, ScalarType::Double);
+    *reinterpret_cast<absgd_lam_row *>(doubles(out, LAM_ROW_SIZE, "row")) = whole;
+    return out;
+}
+
+void lam_round(const Tensor &lam_rule, const Tensor &rows, const Tensor &search) {
+    const int64_t n_rows = rows.numel() / LAM_ROW_SIZE;
+    const double *data = doubles(rows, n_rows * LAM_ROW_SIZE, "rows");
+    check(absgd_lam_round(lam_rule_of(lam_rule), reinterpret_cast<const absgd_lam_row *>(data),
+                          n_rows, search_of(search)),
+          "absgd::lam_round");
+}
+
+void lam_update(const Tensor &lam_rule, const Tensor &search, const Tensor &lam) {
+    check(absgd_lam_update(lam_rule_of(lam_rule), search_of(search), doubles(lam, 1, "lam")),
+          "absgd::lam_update");
+}
+
 /* Whether elements lie in memory without gaps or overlaps, in whatever order of dimensions. */
 bool is_dense(const Tensor &t) {
     if (t.is_contiguous()) return true;
@@ -294,6 +361,10 @@ STABLE_TORCH_LIBRARY(absgd, m) {
           "Tensor(a!) accumulation, Tensor? rows, Tensor lam, "
           "Tensor(b!) log_s, Tensor(c!) log_s_lam, Tensor(d!) reports, "
           "float gamma, float alpha, float s_init, float divisor) -> Tensor");
+    m.def("follow_lam(Tensor losses, Tensor? mask, Tensor lam_rule, Tensor(a!) lam) -> ()");
+    m.def("lam_sums(Tensor losses, Tensor? mask, Tensor lam_rule, Tensor search) -> Tensor");
+    m.def("lam_round(Tensor lam_rule, Tensor rows, Tensor(a!) search) -> ()");
+    m.def("lam_update(Tensor lam_rule, Tensor search, Tensor(a!) lam) -> ()");
     m.def("sgd_step_("
           "Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] momenta, bool fresh, "
           "float lr, Tensor? lr_tensor, float momentum, float dampening, float weight_decay, "
@@ -312,6 +383,10 @@ STABLE_TORCH_LIBRARY_IMPL(absgd, CPU, m) {
     m.impl("carry_log_s", TORCH_BOX(&absgd::carry_log_s));
     m.impl("weigh_provisionally", TORCH_BOX(&absgd::weigh_provisionally));
     m.impl("settle", TORCH_BOX(&absgd::settle));
+    m.impl("follow_lam", TORCH_BOX(&absgd::follow_lam));
+    m.impl("lam_sums", TORCH_BOX(&absgd::lam_sums));
+    m.impl("lam_round", TORCH_BOX(&absgd::lam_round));
+    m.impl("lam_update", TORCH_BOX(&absgd::lam_update));
     m.impl("sgd_step_", TORCH_BOX(&absgd::sgd_step_));
     m.impl("sgd_step_table", TORCH_BOX(&absgd::sgd_step_table));
 }

@@ -4,9 +4,12 @@ Qi, Xu, Yin, Jin, Yang: Attentional-Biased Stochastic Gradient Descent. TMLR 202
 """
 
 from .attentional_loss import AttentionalLoss
+from .lam_rules import EffectiveSampleSize, KLRadius
 from .optimizer import ABSGD
 
 __all__ = [
     "ABSGD",
     "AttentionalLoss",
+    "EffectiveSampleSize",
+    "KLRadius",
 ]

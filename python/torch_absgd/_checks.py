@@ -38,15 +38,19 @@ def check_positive(name: str, value: object) -> None:
 
 
 def check_lam(lam: object) -> None:
-    """λ is a number other than 0 and NaN, or a real one-element tensor (whose value is the
-    device's, and is not read)."""
-    allowed = "≠ 0 and not NaN (±inf: plain SGD), or a 0-dim tensor"
+    """λ is a number other than 0 and NaN, a real one-element tensor (whose value, on a device, is
+    not read), or a rule, which has checked itself."""
+    if hasattr(lam, "to_tensor"):
+        return
+    allowed = "≠ 0 and not NaN (±inf: plain SGD), a 0-dim tensor, or an EffectiveSampleSize"
     if isinstance(lam, Tensor):
         if lam.numel() != 1 or lam.dtype is torch.bool or lam.is_complex():
             raise ValueError(
                 f"Invalid lam value: tensor of shape {tuple(lam.shape)} and {lam.dtype} "
                 f"(must be a number {allowed})"
             )
+        if lam.device.type == "meta":
+            raise ValueError(f"Invalid lam value: a tensor on meta (must be a number {allowed})")
         if lam.device.type != "cpu":
             return
         lam = lam.item()
@@ -83,6 +87,8 @@ def check_losses(losses: object, mask: object) -> None:
         raise TypeError(f"losses must be a tensor of per-sample losses, got {type(losses)}")
     if not losses.is_floating_point():
         raise TypeError(f"losses must be floating point, got {losses.dtype}")
+    if losses.device.type == "meta":
+        raise ValueError("losses must be on a device that holds values, got meta")
     if losses.dim() == 0:
         raise ValueError(
             "losses must hold one loss a sample, got a scalar: "

@@ -14,6 +14,10 @@ from torch import Tensor
 STATS_SIZE = 7  # doubles of absgd_stats
 REPORT_SIZE = 7  # of absgd_report
 ACCUMULATION_SIZE = 9  # of absgd_accumulation
+LAM_RULE_SIZE = 6  # of absgd_lam_rule
+LAM_ROW_SIZE = 9  # of absgd_lam_row
+LAM_SEARCH_SIZE = 7  # of absgd_lam_search
+LAM_ROUNDS = 24  # ABSGD_LAM_ROUNDS
 
 _CPU_LIBRARY = Path(__file__).with_name("torch_absgd_cpu.so")
 _CUDA_LIBRARY = Path(__file__).with_name("torch_absgd_cuda.so")
@@ -86,6 +90,26 @@ def _(
     divisor: float,
 ) -> Tensor:
     return lam.new_empty((), dtype=torch.float64)
+
+
+@torch.library.register_fake("absgd::follow_lam")
+def _(losses: Tensor, mask: Tensor | None, lam_rule: Tensor, lam: Tensor) -> None:
+    return None
+
+
+@torch.library.register_fake("absgd::lam_sums")
+def _(losses: Tensor, mask: Tensor | None, lam_rule: Tensor, search: Tensor) -> Tensor:
+    return losses.new_empty(LAM_ROW_SIZE, dtype=torch.float64)
+
+
+@torch.library.register_fake("absgd::lam_round")
+def _(lam_rule: Tensor, rows: Tensor, search: Tensor) -> None:
+    return None
+
+
+@torch.library.register_fake("absgd::lam_update")
+def _(lam_rule: Tensor, search: Tensor, lam: Tensor) -> None:
+    return None
 
 
 @torch.library.register_fake("absgd::sgd_step_")

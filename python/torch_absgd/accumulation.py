@@ -44,6 +44,7 @@ class Accumulation:
         self.overlap = overlap
         self.is_open = False
         self.awaited = 0  # scalars handed out whose backward pass has not begun
+        self.has_gradients = False  # a backward pass has begun
         self.memory: Tensor | None = None  # absgd_accumulation
         self.in_flight: list[tuple[Tensor, dist.Work]] = []  # rows of all ranks, being gathered
 
@@ -67,9 +68,16 @@ class Accumulation:
                 "accumulate(): run the backward pass of each micro-batch before the next weigh(), "
                 "for its gradients may have to be scaled"
             )
+        if self.has_gradients and not self.overlap and not any(True for _ in self.gradients()):
+            raise RuntimeError(
+                "accumulate(): the gradients of earlier micro-batches are not in .grad, and may "
+                "have to be scaled (FSDP2 keeps them elsewhere after "
+                "set_requires_gradient_sync(False): leave it True)"
+            )
         state, (_, alpha, s_init) = self.owner._state(), self.owner._rule()
         is_first = self.memory is None
         if is_first:
+            self.owner._follow_lam(losses, mask)  # one λ for all micro-batches
             self.memory = state["log_s"].new_zeros(_ops.ACCUMULATION_SIZE)
             self.overlap = (
                 self.overlap and self.owner._memory.has_history and self.owner._world_size() > 1
@@ -116,6 +124,7 @@ class Accumulation:
 
     def _on_backward(self, _: Tensor) -> None:
         self.awaited -= 1
+        self.has_gradients = True
 
     def settle(self) -> None:
         """Takes the whole batch into log_s and scales the gradients to match."""
@@ -135,5 +144,7 @@ class Accumulation:
             *self.owner._rule(),
             self.divisor,
         )
+        changed = [state["log_s"], state["log_s_lam"], state["reports"]]
+        torch.autograd.graph.increment_version(changed)
         self.owner._memory.has_history = True
         scale_(self.gradients(), factor)

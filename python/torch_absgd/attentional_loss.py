@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from . import _checks
+from .lam_rules import LamRule
 from .optimizer import ABSGD
 from .stats import Stats
-from .weighting import Memory, ProcessGroup, Weighting, new_state, number_or_nan, plain_mean
+from .weighting import Lam, Memory, ProcessGroup, Weighting, new_state, number_or_nan, plain_mean
 
 
 class AttentionState(Weighting, nn.Module):
@@ -21,7 +22,7 @@ class AttentionState(Weighting, nn.Module):
 
     def __init__(
         self,
-        lam: float | Tensor,
+        lam: Lam,
         gamma: float,
         s_init: float | None,
         alpha: float,
@@ -31,7 +32,7 @@ class AttentionState(Weighting, nn.Module):
         self.gamma, self.alpha = float(gamma), float(alpha)
         self.s_init = number_or_nan(s_init)
         self.process_group = process_group
-        self._memory = Memory()
+        self._memory = Memory(follows=isinstance(lam, LamRule))
         # Not by register_buffer: it refuses the names of Weighting's properties.
         self._buffers.update(new_state(lam, self.s_init, torch.device("cpu")))
 
@@ -48,7 +49,7 @@ class AttentionState(Weighting, nn.Module):
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
-        self._memory = Memory()
+        self._forget()
 
     def __getstate__(self) -> dict[str, Any]:
         is_local = isinstance(self.process_group, str)  # a process group cannot be copied
@@ -84,7 +85,7 @@ class AttentionalLoss(nn.Module):
     def __init__(
         self,
         criterion: nn.Module | Callable[..., Tensor],
-        lam: float | Tensor | None = None,
+        lam: Lam | None = None,
         gamma: float | None = None,
         s_init: float | None = None,
         alpha: float | None = None,
@@ -156,7 +157,7 @@ class AttentionalLoss(nn.Module):
         return self.attention.lam
 
     @lam.setter
-    def lam(self, value: float | Tensor) -> None:
+    def lam(self, value: Lam) -> None:
         self.attention.set_lam(value)
 
     @property
@@ -164,7 +165,7 @@ class AttentionalLoss(nn.Module):
         """As `ABSGD.log_s`."""
         return self.attention.log_s
 
-    def restart(self, lam: float | Tensor) -> None:
+    def restart(self, lam: Lam) -> None:
         """Stage two: forgets ``log_s`` and goes on at another λ."""
         self.attention.restart(lam)
 

@@ -14,6 +14,7 @@ from torch.optim.optimizer import ParamsT
 from torch.optim.sgd import sgd
 
 from . import _checks
+from .lam_rules import LamRule
 from .optimizer_state import (
     MOMENTUM_KEYS,
     OPTIMIZER_WIDE,
@@ -22,7 +23,7 @@ from .optimizer_state import (
     same,
 )
 from .step_table import StepTable
-from .weighting import STATE, Memory, ProcessGroup, Weighting, new_state, number_or_nan
+from .weighting import STATE, Lam, Memory, ProcessGroup, Weighting, new_state, number_or_nan
 
 
 class ABSGD(Weighting, SGD):
@@ -43,7 +44,8 @@ class ABSGD(Weighting, SGD):
     Args:
         lam: temperature λ, a number ≠ 0 or a 0-dim tensor. ``math.inf`` (default): all weights are
             1, plain momentum SGD. λ > 0 attends to large losses (imbalance), λ < 0 to small ones
-            (noisy labels). Settable later as ``opt.lam``.
+            (noisy labels). Settable later as ``opt.lam``. Or an `EffectiveSampleSize` or
+            `KLRadius`, and λ is found.
         gamma: γ in (0, 1], the moving-average rate of the normaliser s; 1: this batch alone.
         s_init: s_1, the normaliser before the first batch. None (default): the first batch sets
             it. 0.0 reproduces the authors' released code.
@@ -63,10 +65,9 @@ class ABSGD(Weighting, SGD):
         TypeError: an argument is not a number.
     """
 
-    # GradScaler hands its scale and found_inf to step(), which reads them on the device.
+    # GradScaler then sets grad_scale and found_inf before step(), which reads them on the device,
+    # and deletes them after. There may be no defaults: it multiplies a grad_scale that is there.
     _step_supports_amp_scaling = True
-    grad_scale: Tensor | None = None
-    found_inf: Tensor | None = None
 
     def __init__(
         self,
@@ -77,7 +78,7 @@ class ABSGD(Weighting, SGD):
         weight_decay: float | Tensor = 0,
         nesterov: bool = False,
         *,
-        lam: float | Tensor = math.inf,
+        lam: Lam = math.inf,
         gamma: float = 0.9,
         s_init: float | None = None,
         alpha: float = 1.0,
@@ -108,7 +109,7 @@ class ABSGD(Weighting, SGD):
             }
         )
         self.process_group = process_group
-        self._memory = Memory()
+        self._memory = Memory(follows=isinstance(lam, LamRule))
         self._tables: dict[int, StepTable] = {}
         s_init = number_or_nan(s_init)
         self._at_construction: dict[str, Any] = {
@@ -165,7 +166,7 @@ class ABSGD(Weighting, SGD):
             _checks.check_group({**self.defaults, **param_group})
         super().add_param_group(param_group)
 
-    def restart(self, lam: float | Tensor, reset_momentum: bool = False) -> None:
+    def restart(self, lam: Lam, reset_momentum: bool = False) -> None:
         """Stage two: begins Algorithm 1 anew at another λ ("restarting it with a decayed λ", Qi et
         al. 2023, Section 4.3). Forgets ``log_s``, and the momentum too if asked to.
 
@@ -173,6 +174,7 @@ class ABSGD(Weighting, SGD):
             lam: the new λ, a number ≠ 0 or a 0-dim tensor.
             reset_momentum: forget the momentum buffers.
         """
+        _checks.check_choice("reset_momentum", reset_momentum, (True, False))
         super().restart(lam)
         if reset_momentum:
             for group in self.param_groups:
@@ -246,14 +248,18 @@ class ABSGD(Weighting, SGD):
         On a device, the kernels read found_inf themselves. Only the first step with dampening has
         to ask: whether a buffer exists from then on is the host's knowledge.
         """
-        if self.found_inf is None:
+        found_inf = self._from_scaler("found_inf")
+        if found_inf is None:
             return False
-        must_ask = self.found_inf.device.type == "cpu" or any(
+        must_ask = found_inf.device.type == "cpu" or any(
             _takes_torch_path(group)
             or (group["dampening"] != 0 and any(self._is_fresh(p, group) for p in group["params"]))
             for group in self.param_groups
         )
-        return must_ask and self.found_inf.item() != 0
+        return must_ask and found_inf.item() != 0
+
+    def _from_scaler(self, name: Literal["grad_scale", "found_inf"]) -> Tensor | None:
+        return getattr(self, name, None)
 
     def _is_fresh(self, p: Tensor, group: dict[str, Any]) -> bool:
         return self.state[p].get(MOMENTUM_KEYS[group["momentum_form"]]) is None
@@ -295,8 +301,8 @@ class ABSGD(Weighting, SGD):
             group["nesterov"],
             group["maximize"],
             group["momentum_form"] == "polyak",
-            _float64_on(self.grad_scale, device),
-            _float64_on(self.found_inf, device),
+            _float64_on(self._from_scaler("grad_scale"), device),
+            _float64_on(self._from_scaler("found_inf"), device),
         )
 
     def _fused_step(self, group: dict[str, Any]) -> None:
@@ -322,7 +328,8 @@ class ABSGD(Weighting, SGD):
                     self.state[p][key] = momentum
 
     def _is_amp(self) -> bool:
-        return self.found_inf is not None and self.found_inf.device.type != "cpu"
+        found_inf = self._from_scaler("found_inf")
+        return found_inf is not None and found_inf.device.type != "cpu"
 
     def _launch(
         self,
@@ -345,8 +352,9 @@ class ABSGD(Weighting, SGD):
         has_sparse_grad = self._init_group(group, params, grads, momenta)
         if group["momentum_form"] == "polyak" and group["momentum"] != 0:
             raise RuntimeError("sparse gradients need momentum_form='torch', got 'polyak'")
-        if self.grad_scale is not None:
-            grads = [g / self.grad_scale.to(g.device) for g in grads]
+        grad_scale = self._from_scaler("grad_scale")
+        if grad_scale is not None:
+            grads = [g / grad_scale.to(g.device) for g in grads]
         with torch.set_grad_enabled(group["differentiable"]):
             sgd(
                 params,
@@ -376,14 +384,17 @@ class ABSGD(Weighting, SGD):
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Takes over a pickled optimizer or, from load_state_dict, loaded state: into the tensors
         that exist, on their device. What it lacks (a plain SGD's has no λ) stays as it was."""
-        self._tables = {}
-        self._memory = Memory()
         if "param_groups" not in self.__dict__:
             super().__setstate__(state)
+            self._tables = {}
+            self._forget()
             return
         own = {name: self.param_groups[0][name] for name in OPTIMIZER_WIDE}
         loaded = agreed_entries(state["param_groups"])
         form = loaded.pop("momentum_form", "torch")
+        for group in state["param_groups"]:
+            here = {"momentum_form": own["momentum_form"]}
+            _checks.check_group({**self.defaults, **group, **here})
         if form != own["momentum_form"]:
             convert_momentum(state, form, own["momentum_form"])
         super().__setstate__(state)
@@ -393,6 +404,8 @@ class ABSGD(Weighting, SGD):
         own.update(loaded)
         for group in self.param_groups:
             group.update(own)
+        self._tables = {}
+        self._forget()
 
 
 def _local(t: Tensor) -> Tensor:

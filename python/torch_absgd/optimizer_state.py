@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from . import _checks
+from ._ops import LAM_RULE_SIZE, REPORT_SIZE
 from .weighting import STATE
 
 MOMENTUM_KEYS = {"torch": "momentum_buffer", "polyak": "displacement_buffer"}
@@ -33,10 +34,34 @@ def agreed_entries(groups: list[dict[str, Any]]) -> dict[str, Any]:
                     f"loaded state dict: {name} is the whole optimizer's, but parameter groups "
                     f"disagree: {value} and {group[name]}"
                 )
+    _check_loaded(loaded)
     if "lam" in loaded:
-        _checks.check_lam(loaded["lam"])
         loaded.setdefault("log_s_lam", loaded["lam"])
     return loaded
+
+
+def _check_loaded(loaded: dict[str, Any]) -> None:
+    s_init = loaded.get("s_init")
+    follows = "lam_rule" in loaded and bool(torch.as_tensor(loaded["lam_rule"]).any())
+    _checks.check_rule(
+        lam=math.inf if follows else loaded.get("lam", math.inf),
+        gamma=loaded.get("gamma", 1.0),
+        s_init=None if same(s_init, math.nan) else s_init,
+        alpha=loaded.get("alpha", 1.0),
+        process_group=None,
+    )
+    form = loaded.get("momentum_form", "torch")
+    _checks.check_choice("momentum_form", form, tuple(MOMENTUM_KEYS))
+    sizes = {
+        "lam": 1,
+        "log_s": 1,
+        "log_s_lam": 1,
+        "reports": 2 * REPORT_SIZE,
+        "lam_rule": LAM_RULE_SIZE,
+    }
+    for name, size in sizes.items():
+        if name in loaded and torch.as_tensor(loaded[name]).numel() != size:
+            raise ValueError(f"loaded state dict: {name} must hold {size} number(s)")
 
 
 def convert_momentum(state: dict[str, Any], form: str, own_form: str) -> None:
@@ -53,4 +78,4 @@ def convert_momentum(state: dict[str, Any], form: str, own_form: str) -> None:
             buffer = buffers.pop(MOMENTUM_KEYS[form], None)
             if buffer is not None:
                 factor = -rate if own_form == "polyak" else -1 / rate
-                buffers[MOMENTUM_KEYS[own_form]] = buffer.mul_(factor)
+                buffers[MOMENTUM_KEYS[own_form]] = buffer * factor  # the caller keeps its own

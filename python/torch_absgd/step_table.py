@@ -79,7 +79,12 @@ def _are_plain(
         and t.layout is torch.strided
         and (t.dtype, t.device) == (first.dtype, first.device)
         and (t.shape, t.stride()) == (row[0].shape, row[0].stride())
-        and (t.is_contiguous() or torch._prims_common.is_non_overlapping_and_dense(t))
+        and (t.is_contiguous() or _is_dense(t))
         for row in zip(*columns, strict=True)
         for t in row
     )
+
+
+def _is_dense(t: Tensor) -> bool:
+    """Whether elements lie without gaps or overlaps: only then does empty_like keep the strides."""
+    return torch.empty_like(t, device="meta").stride() == t.stride()

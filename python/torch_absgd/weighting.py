@@ -17,19 +17,26 @@ from torch import Tensor
 
 from . import _checks, _ops
 from .accumulation import Accumulation
+from .lam_rules import LamRule
 from .stats import Stats
 
 ProcessGroup = Any  # torch.distributed.ProcessGroup, where torch was built with it
 
-STATE = ("lam", "log_s", "log_s_lam", "reports")  # tensors, float64
+WEIGH_STATE = ("lam", "log_s", "log_s_lam", "reports")  # tensors, float64, as `weigh` takes them
+STATE = (*WEIGH_STATE, "lam_rule")
+
+Lam = float | Tensor | LamRule
 
 
-def new_state(lam: float | Tensor, s_init: float, device: torch.device) -> dict[str, Tensor]:
-    """The four tensors of the rule's state, before the first batch."""
+def new_state(lam: Lam, s_init: float, device: torch.device) -> dict[str, Tensor]:
+    """The tensors of the rule's state, before the first batch."""
 
     def scalar(value: float) -> Tensor:
         return torch.tensor(value, dtype=torch.float64, device=device)
 
+    lam_rule = torch.zeros(_ops.LAM_RULE_SIZE, dtype=torch.float64, device=device)
+    if isinstance(lam, LamRule):
+        lam_rule, lam = lam.to_tensor(device), math.nan
     lam = lam.detach() if isinstance(lam, Tensor) else scalar(float(lam))
     lam = lam.to(device=device, dtype=torch.float64, copy=True).reshape(())
     return {
@@ -37,6 +44,7 @@ def new_state(lam: float | Tensor, s_init: float, device: torch.device) -> dict[
         "log_s": scalar(initial_log_s(s_init)),
         "log_s_lam": lam.clone(),
         "reports": torch.full((2, _ops.REPORT_SIZE), math.nan, dtype=torch.float64, device=device),
+        "lam_rule": lam_rule,
     }
 
 
@@ -51,23 +59,26 @@ def initial_log_s(s_init: float) -> float:
 
 def plain_mean(losses: Tensor, mask: Tensor | None) -> Tensor:
     """The mean of the losses that count; 0, attached to the graph, if none does."""
+    if losses.dtype in (torch.float16, torch.bfloat16):
+        losses = losses.float()
     if mask is None:
         return losses.mean() if losses.numel() > 0 else losses.sum()
     return losses.masked_fill(~mask, 0).sum() / mask.sum().clamp(min=1)
 
 
 class Memory:
-    """What a `Weighting` remembers beside its state. A copy starts without: none of it is needed
-    to go on."""
+    """What a `Weighting` remembers beside its state. A copy starts without the last batch: it is
+    not needed to go on."""
 
-    def __init__(self) -> None:
+    def __init__(self, follows: bool = False) -> None:
         self.weights: Tensor | None = None  # of the last batch
         self.losses: Tensor | None = None
         self.accumulation: Accumulation | None = None  # begun and not yet settled
         self.has_history = False  # log_s has taken in a batch since λ was last set
+        self.follows = follows  # λ follows a rule: the state's lam_rule, known without asking it
 
-    def __reduce__(self) -> tuple[type[Memory], tuple[()]]:
-        return Memory, ()
+    def __reduce__(self) -> tuple[type[Memory], tuple[bool]]:
+        return Memory, (self.follows,)
 
 
 class Weighting:
@@ -89,6 +100,10 @@ class Weighting:
     def _weighs(self) -> bool:
         """Whether this is training: elsewhere `weigh` is the plain mean."""
         return torch.is_grad_enabled()
+
+    def _forget(self) -> None:
+        """Drops what is remembered of before a state was loaded."""
+        self._memory = Memory(follows=bool(self._state()["lam_rule"].any()))
 
     def _move_state(self, device: torch.device) -> None:
         """Puts the state on the losses' device."""
@@ -149,11 +164,28 @@ class Weighting:
             state = self._state()
         if self._memory.accumulation is not None:
             return self._memory.accumulation.weigh(losses, mask)
+        self._follow_lam(losses, mask)
         rows, world_size = self._gather_stats(losses, mask)
         self._memory.has_history = True
-        return torch.ops.absgd.weigh(
-            losses, mask, rows, *(state[name] for name in STATE), *self._rule(), world_size
-        )
+        tensors = [state[name] for name in WEIGH_STATE]
+        out = torch.ops.absgd.weigh(losses, mask, rows, *tensors, *self._rule(), world_size)
+        torch.autograd.graph.increment_version(tensors[1:])  # operators leave it to their caller
+        return out
+
+    def _follow_lam(self, losses: Tensor, mask: Tensor | None) -> None:
+        """Moves λ towards what this batch asks for, where it follows a `LamRule`."""
+        state = self._state()
+        if not self._memory.follows:
+            return
+        if self._world_size() == 1:
+            torch.ops.absgd.follow_lam(losses, mask, state["lam_rule"], state["lam"])
+            torch.autograd.graph.increment_version([state["lam"]])
+            return
+        search = state["lam_rule"].new_zeros(_ops.LAM_SEARCH_SIZE)
+        for _ in range(_ops.LAM_ROUNDS):
+            own = torch.ops.absgd.lam_sums(losses, mask, state["lam_rule"], search)
+            torch.ops.absgd.lam_round(state["lam_rule"], self._gather(own), search)
+        torch.ops.absgd.lam_update(state["lam_rule"], search, state["lam"])
 
     def _gather_stats(self, losses: Tensor, mask: Tensor | None) -> tuple[Tensor | None, int]:
         """The statistics of all ranks, a row each, and how many ranks; None for one process."""
@@ -161,9 +193,13 @@ class Weighting:
         if world_size == 1:
             return None, 1
         own = torch.ops.absgd.batch_stats(losses, mask, self._state()["lam"])
-        rows = own.new_empty(world_size * _ops.STATS_SIZE)
+        return self._gather(own), world_size
+
+    def _gather(self, own: Tensor) -> Tensor:
+        """The ranks' rows, one after the other."""
+        rows = own.new_empty(self._world_size() * own.numel())
         dist.all_gather_into_tensor(rows, own, group=self._group())
-        return rows, world_size
+        return rows
 
     def _world_size(self) -> int:
         group = self._group()
@@ -190,25 +226,38 @@ class Weighting:
         """λ, a 0-dim float64 tensor (``float(opt.lam)`` for a number). Assign a number or a 0-dim
         tensor to change it: within one sign, ``log_s`` is carried over as
         ``log_s · λ_old/λ_new``; on a change of sign, or from ±inf, the next batch initialises it.
-        """
+        Assign an `EffectiveSampleSize` or a `KLRadius` to let it be found; it then reads NaN until
+        the next batch, and the current value from there on."""
         return self._state()["lam"]
 
     @lam.setter
-    def lam(self, value: float | Tensor) -> None:
+    def lam(self, value: Lam) -> None:
         self.set_lam(value)
 
-    def set_lam(self, value: float | Tensor) -> None:
+    @torch.no_grad()
+    def set_lam(self, value: Lam) -> None:
         """What assigning to ``lam`` does."""
         _checks.check_lam(value)
+        if self._memory.accumulation is not None and self._memory.accumulation.memory is not None:
+            raise RuntimeError(
+                "lam cannot change between the micro-batches of a step: "
+                "call finalize_grads_(), step() or zero_grad() first"
+            )
         state = self._state()
-        with torch.no_grad():
-            if isinstance(value, Tensor):
-                state["lam"].copy_(value.detach().reshape(()))
-            else:
-                state["lam"].fill_(float(value))
-            _, _, s_init = self._rule()
-            torch.ops.absgd.carry_log_s(state["lam"], state["log_s"], state["log_s_lam"], s_init)
         self._memory.has_history = False
+        self._memory.follows = isinstance(value, LamRule)
+        if isinstance(value, LamRule):
+            state["lam_rule"].copy_(value.to_tensor(state["lam_rule"].device))
+            state["lam"].fill_(math.nan)
+            return
+        state["lam_rule"].zero_()
+        if isinstance(value, Tensor):
+            state["lam"].copy_(value.detach().reshape(()))
+        else:
+            state["lam"].fill_(float(value))
+        _, _, s_init = self._rule()
+        torch.ops.absgd.carry_log_s(state["lam"], state["log_s"], state["log_s_lam"], s_init)
+        torch.autograd.graph.increment_version([state["log_s"], state["log_s_lam"]])
 
     @property
     def log_s(self) -> Tensor:
@@ -216,7 +265,7 @@ class Weighting:
         return self._state()["log_s"]
 
     @torch.no_grad()
-    def restart(self, lam: float | Tensor) -> None:
+    def restart(self, lam: Lam) -> None:
         """Begins Algorithm 1 anew at another λ: forgets ``log_s`` ("restarting it with a decayed
         λ", Qi et al. 2023, Section 4.3)."""
         self.set_lam(lam)
