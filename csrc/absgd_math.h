@@ -69,6 +69,19 @@ ABSGD_FN void absgd_update(const absgd_stats *batch, double lam, double gamma, d
     *log_s = *log_s == *log_s ? absgd_logaddexp(log1p(-gamma) + *log_s, log(gamma) + now) : now;
 }
 
+/* What turns z_i into a weight, p_i = exp(z_i − log_s), and p_i into a coefficient, scale·p_i. */
+typedef struct absgd_weigher {
+    double log_s, scale;
+} absgd_weigher;
+
+ABSGD_FN absgd_weigher absgd_weigher_of(const absgd_stats *batch, double lam, double log_s,
+                                        double factor) {
+    absgd_weigher w;
+    w.log_s = isinf(lam) ? 0.0 : batch->nonfinite != 0.0 ? NAN : log_s;
+    w.scale = batch->count == 0.0 ? 0.0 : factor / batch->count;
+    return w;
+}
+
 ABSGD_FN void absgd_report_of(const absgd_stats *batch, double lam, double log_s,
                               absgd_report reports[2]) {
     if (batch->count == 0.0) return;
@@ -128,11 +141,16 @@ ABSGD_FN double absgd_settle_batch(absgd_accumulation *acc, double lam, double g
     return isinf(lam) ? share : share * exp(was.log_c - *log_s);
 }
 
+/* What g is multiplied by first. */
+ABSGD_FN double absgd_grad_factor(int maximize, double grad_scale) {
+    return (maximize ? -1.0 : 1.0) / grad_scale;
+}
+
 /* One element of the momentum step; w, g and v in the arithmetic type T. has_momentum and fresh
  * as in absgd_tensor, the rest as in absgd_sgd_options, converted to T. */
 #define ABSGD_DEFINE_STEP(T, name)                                                                 \
     typedef struct name##_constants {                                                              \
-        T lr, momentum, one_minus_dampening, weight_decay, grad_factor;                       \
+        T lr, momentum, one_minus_dampening, weight_decay, grad_factor;                            \
         int nesterov, polyak;                                                                      \
     } name##_constants;                                                                            \
                                                                                                    \
@@ -142,7 +160,7 @@ ABSGD_FN double absgd_settle_batch(absgd_accumulation *acc, double lam, double g
         k.momentum = (T)o->momentum;                                                               \
         k.one_minus_dampening = (T)(1.0 - o->dampening);                                           \
         k.weight_decay = (T)o->weight_decay;                                                       \
-        k.grad_factor = (T)((o->maximize ? -1.0 : 1.0) / o->grad_scale);                           \
+        k.grad_factor = (T)absgd_grad_factor(o->maximize, o->grad_scale);                          \
         k.nesterov = o->nesterov;                                                                  \
         k.polyak = o->polyak;                                                                      \
         return k;                                                                                  \

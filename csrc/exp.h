@@ -8,14 +8,8 @@
 #include <stdint.h>
 #include <string.h>
 
-/* exp(x) in double, to 2 ulp over the normal range; 0 below -708, where the result would be
- * subnormal, ∞ above 709.78, NaN for NaN.
- * x = n·log 2 + r with |r| ≤ log(2)/2, and exp(r) by its Taylor series to r^13/13!. */
-ABSGD_INLINE double absgd_exp_f64(double x) {
-    const double magic = 0x1.8p52; /* adding it rounds to an integer, kept in the low bits */
-    double shifted = ABSGD_FMA(x, 0x1.71547652b82fep0, magic);
-    double n = shifted - magic;
-    double r = ABSGD_FMA(n, -0x1.ef35793c76730p-45, ABSGD_FMA(n, -0x1.62e42fefa3800p-1, x));
+/* exp(r) for |r| ≤ log(2)/2, by its Taylor series to r^13/13!. */
+ABSGD_INLINE double absgd_exp_reduced_f64(double r) {
     double e = 1.0 / 6227020800.0;
     e = ABSGD_FMA(e, r, 1.0 / 479001600.0);
     e = ABSGD_FMA(e, r, 1.0 / 39916800.0);
@@ -30,6 +24,18 @@ ABSGD_INLINE double absgd_exp_f64(double x) {
     e = ABSGD_FMA(e, r, 0.5);
     e = ABSGD_FMA(e, r, 1.0);
     e = ABSGD_FMA(e, r, 1.0);
+    return e;
+}
+
+/* exp(x) in double, to 2 ulp over the normal range; 0 below -708, where the result would be
+ * subnormal, ∞ above 709.78, NaN for NaN.
+ * x = n·log 2 + r with |r| ≤ log(2)/2. */
+ABSGD_INLINE double absgd_exp_f64(double x) {
+    const double magic = 0x1.8p52; /* adding it rounds to an integer, kept in the low bits */
+    double shifted = ABSGD_FMA(x, 0x1.71547652b82fep0, magic);
+    double n = shifted - magic;
+    double r = ABSGD_FMA(n, -0x1.ef35793c76730p-45, ABSGD_FMA(n, -0x1.62e42fefa3800p-1, x));
+    double e = absgd_exp_reduced_f64(r);
     uint64_t bits, exponent;
     memcpy(&exponent, &shifted, sizeof exponent);
     memcpy(&bits, &e, sizeof bits);
@@ -40,7 +46,7 @@ ABSGD_INLINE double absgd_exp_f64(double x) {
     return x != x ? x : e;
 }
 
-/* exp(x) for x ≤ 0 in float, to 2 ulp; exactly 1 at 0, 0 below -87.3, where the result would be
+/* exp(x) for x ≤ 0 in float, to 2.5 ulp; exactly 1 at 0, 0 below -87.3, where the result would be
  * subnormal, NaN for NaN. x = n·log 2 + r with |r| ≤ log(2)/2, where n·(log 2)'s high part is
  * exact, and exp(r) = 1 + r + r²·q(r), q fitted for the least relative error (1.1e-7). */
 ABSGD_INLINE float absgd_exp_nonpositive_f32(float x) {
@@ -62,7 +68,21 @@ ABSGD_INLINE float absgd_exp_nonpositive_f32(float x) {
     return x < -87.3f ? 0.0f : e * power; /* a product, so that a NaN in e stays one */
 }
 
-/* log(x) in double for normal x > 0, to 2 ulp; about -709 at 0, NaN for NaN.
+/* exp(x) for x ≤ 0 in double, likewise: exactly 1 at 0, 0 below -708, NaN for NaN. */
+ABSGD_INLINE double absgd_exp_nonpositive_f64(double x) {
+    const double magic = 0x1.8p52 + 1023.0;
+    double shifted = ABSGD_FMA(x, 0x1.71547652b82fep0, magic);
+    double n = shifted - magic;
+    double r = ABSGD_FMA(n, -0x1.ef35793c76730p-45, ABSGD_FMA(n, -0x1.62e42fefa3800p-1, x));
+    uint64_t bits;
+    memcpy(&bits, &shifted, sizeof bits);
+    bits <<= 52;
+    double power;
+    memcpy(&power, &bits, sizeof power);
+    return x < -708.0 ? 0.0 : absgd_exp_reduced_f64(r) * power;
+}
+
+/* log(x) in double for normal x > 0, to 2 ulp; about -709 at 0, NaN for NaN and ∞.
  * x = 2^k·f with f in [√½, √2), and log f = 2·artanh(s), s = (f-1)/(f+1), by its series to s^21. */
 ABSGD_INLINE double absgd_log_f64(double x) {
     uint64_t bits;
@@ -88,10 +108,10 @@ ABSGD_INLINE double absgd_log_f64(double x) {
     sum = ABSGD_FMA(sum, z, 1.0 / 3.0);
     double log_f = ABSGD_FMA(2.0 * s * z, sum, 2.0 * s);
     double log_x = ABSGD_FMA(k, 0x1.62e42fefa3800p-1, ABSGD_FMA(k, 0x1.ef35793c76730p-45, log_f));
-    return x != x ? x : log_x;
+    return log_x + (x - x); /* not x != x ? …: gcc would branch there, and not vectorise */
 }
 
-/* log(1 + x) in double for finite x ≥ 0, to 3 ulp; NaN for NaN. */
+/* log(1 + x) in double for finite x ≥ 0, to 3 ulp; NaN for NaN and -1. */
 ABSGD_INLINE double absgd_log1p_f64(double x) {
     double whole = 1.0 + x;
     return absgd_log_f64(whole) + (x - (whole - 1.0)) / whole; /* the part that the sum lost */

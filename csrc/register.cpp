@@ -1,7 +1,7 @@
 /* The operators torch.ops.absgd.* for weights and the momentum step: schemas, and the CPU kernels
  * of absgd.h behind them. On LibTorch's stable ABI, so that one binary serves every torch since
  * 2.10. Python (_ops.py) adds the fake kernels; the CUDA object adds its own implementations. */
-#include "register.h"
+#include "operators.h"
 
 #include <algorithm>
 #include <utility>
@@ -103,6 +103,8 @@ Tensor batch_stats(const Tensor &losses, std::optional<Tensor> mask, const Tenso
     return out;
 }
 
+} // namespace
+
 Tensor weigh(const Tensor &losses, std::optional<Tensor> mask, std::optional<Tensor> rows,
              const Tensor &lam, const Tensor &log_s, const Tensor &log_s_lam,
              const Tensor &reports, double gamma, double alpha, double s_init, double factor) {
@@ -117,6 +119,8 @@ Tensor weigh(const Tensor &losses, std::optional<Tensor> mask, std::optional<Ten
     check(absgd_observe(&stats, lam_, log_s_, reports_), "absgd::weigh");
     return weights_of(batch, lam_, log_s_, stats, factor);
 }
+
+namespace {
 
 void carry_log_s(const Tensor &lam, const Tensor &log_s, const Tensor &log_s_lam, double s_init) {
     const absgd_rule rule = rule_of(1.0, 1.0, s_init);

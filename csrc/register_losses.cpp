@@ -2,7 +2,7 @@
  * over (C), (N, C) or (N, C, d1, d2, …) logits, as absgd.h has them. Shapes and dtypes are checked
  * here, the range of targets in the kernel. Python (_loss_ops.py) adds the fake kernels and the
  * autograd formula. */
-#include "register.h"
+#include "operators.h"
 
 #include <algorithm>
 #include <atomic>
@@ -118,6 +118,8 @@ struct SoftmaxLoss {
     }
 };
 
+} // namespace
+
 std::tuple<Tensor, Tensor> softmax_loss(const Tensor &logits, const Tensor &target,
                                         const std::optional<Tensor> &weight,
                                         const std::optional<Tensor> &margin,
@@ -138,6 +140,8 @@ std::tuple<Tensor, Tensor> softmax_loss(const Tensor &logits, const Tensor &targ
     });
     return {loss, saved};
 }
+
+namespace {
 
 Tensor softmax_loss_backward(const Tensor &grad_loss, const Tensor &logits, const Tensor &target,
                              const Tensor &saved, const std::optional<Tensor> &weight,

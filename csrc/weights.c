@@ -80,17 +80,12 @@ void ABSGD_KERNEL(absgd_batch_stats)(absgd_dtype dtype, const void *losses, cons
 void ABSGD_KERNEL(absgd_weights)(absgd_dtype dtype, const void *losses, const uint8_t *mask,
                                  int64_t n, double lam, double log_s, const absgd_stats *stats,
                                  double factor, void *weights, void *coefficients) {
-    const double scale = stats->count == 0.0 ? 0.0 : factor / stats->count;
-    if (isinf(lam)) {
-        log_s = 0.0;
-    } else if (stats->nonfinite != 0.0) {
-        log_s = NAN;
-    }
+    const absgd_weigher w = absgd_weigher_of(stats, lam, log_s, factor);
 #define CASE(name, suffix)                                                                         \
     case name:                                                                                     \
         WITH_MASK(                                                                                 \
-            weights_##suffix(losses, mask, n, lam, log_s, scale, weights, coefficients),           \
-            weights_##suffix(losses, 0, n, lam, log_s, scale, weights, coefficients));             \
+            weights_##suffix(losses, mask, n, lam, w.log_s, w.scale, weights, coefficients),       \
+            weights_##suffix(losses, 0, n, lam, w.log_s, w.scale, weights, coefficients));         \
         break;
     switch (dtype) {
         CASE(ABSGD_FLOAT32, f32)

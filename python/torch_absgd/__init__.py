@@ -4,12 +4,44 @@ Qi, Xu, Yin, Jin, Yang: Attentional-Biased Stochastic Gradient Descent. TMLR 202
 """
 
 from .attentional_loss import AttentionalLoss
+from .class_balance import (
+    DeferredWeights,
+    ImbalancedSubset,
+    class_balanced_weights,
+    long_tailed_counts,
+    step_counts,
+)
 from .lam_rules import EffectiveSampleSize, KLRadius
+from .losses import (
+    PerSampleCrossEntropy,
+    PerSampleFocal,
+    PerSampleLDAM,
+    PerSampleLogitAdjusted,
+)
+from .normed_linear import NormedLinear
 from .optimizer import ABSGD
+from .schedule import Damping, LamScheduler
+from .stage_two import freeze_except, unfreeze
+from .step_in_backward import step_in_backward
 
 __all__ = [
     "ABSGD",
     "AttentionalLoss",
+    "Damping",
+    "DeferredWeights",
     "EffectiveSampleSize",
+    "ImbalancedSubset",
     "KLRadius",
+    "LamScheduler",
+    "NormedLinear",
+    "PerSampleCrossEntropy",
+    "PerSampleFocal",
+    "PerSampleLDAM",
+    "PerSampleLogitAdjusted",
+    "class_balanced_weights",
+    "freeze_except",
+    "long_tailed_counts",
+    "step_counts",
+    "step_in_backward",
+    "unfreeze",
 ]

@@ -45,16 +45,29 @@ class Accumulation:
         self.is_open = False
         self.awaited = 0  # scalars handed out whose backward pass has not begun
         self.has_gradients = False  # a backward pass has begun
+        self.may_be_abandoned = False  # zero_grad() was called before it
         self.memory: Tensor | None = None  # absgd_accumulation
         self.in_flight: list[tuple[Tensor, dist.Work]] = []  # rows of all ranks, being gathered
 
-    def restarted(self) -> Accumulation | None:
+    def after_zero_grad(self) -> Accumulation | None:
         """What is left when gradients are dropped: an empty accumulation inside the context."""
+        if self.awaited and not self.has_gradients:
+            # What was dropped is the step before: Lightning calls zero_grad() between the first
+            # forward pass and its backward pass. Unless that never comes.
+            self.may_be_abandoned = True
+            return self
+        return self.restarted()
+
+    def restarted(self) -> Accumulation | None:
         if not self.is_open:
             return None
         fresh = Accumulation(self.owner, self.gradients, self.divisor, self.overlap)
         fresh.is_open = True
         return fresh
+
+    @property
+    def is_abandoned(self) -> bool:
+        return self.may_be_abandoned and self.awaited > 0 and not self.has_gradients
 
     def weigh(self, losses: Tensor, mask: Tensor | None) -> Tensor:
         """Provisional weights and their coefficients, [2, losses.shape]."""

@@ -14,6 +14,7 @@ from . import _checks
 from .lam_rules import LamRule
 from .optimizer import ABSGD
 from .stats import Stats
+from .weighted_loss import can_weigh_at_once, weigh_at_once
 from .weighting import Lam, Memory, ProcessGroup, Weighting, new_state, number_or_nan, plain_mean
 
 
@@ -131,6 +132,13 @@ class AttentionalLoss(nn.Module):
         Returns:
             a scalar tensor.
         """
+        if (
+            mask is None
+            and self.training
+            and torch.is_grad_enabled()
+            and can_weigh_at_once(self.criterion, target, self.attention)
+        ):
+            return weigh_at_once(self.criterion, input, target, self.attention)
         losses = self.criterion(input, target)
         counted = getattr(self.criterion, "counted", None)
         if counted is not None:

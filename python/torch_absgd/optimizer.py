@@ -212,7 +212,7 @@ class ABSGD(Weighting, SGD):
     def zero_grad(self, set_to_none: bool = True) -> None:
         super().zero_grad(set_to_none)
         if self._memory.accumulation is not None:
-            self._memory.accumulation = self._memory.accumulation.restarted()
+            self._memory.accumulation = self._memory.accumulation.after_zero_grad()
 
     # ---- the step
 
@@ -234,13 +234,15 @@ class ABSGD(Weighting, SGD):
         if self._must_skip():
             return loss
         for index, group in enumerate(self.param_groups):
-            if self._table_step(index, group):
-                continue
-            if _takes_torch_path(group):
-                self._torch_step(group)
-            else:
-                self._fused_step(group)
+            if not self._table_step(index, group):
+                self._step_group(group)
         return loss
+
+    def _step_group(self, group: dict[str, Any]) -> None:
+        if _takes_torch_path(group):
+            self._torch_step(group)
+        else:
+            self._fused_step(group)
 
     def _must_skip(self) -> bool:
         """Whether the host knows, or has to know now, that gradients overflowed under AMP.
@@ -292,6 +294,10 @@ class ABSGD(Weighting, SGD):
     def _arguments(self, group: dict[str, Any], device: torch.device) -> tuple[Any, ...]:
         """The group's hyper-parameters, in the operators' order."""
         lr = group["lr"]
+        if torch.compiler.is_compiling() and not isinstance(lr, Tensor):
+            # As an operator's float it would be a constant of the graph, compiled for each value;
+            # the compiler keeps a product with a tensor symbolic.
+            lr = torch.ones((), dtype=torch.float64, device=device) * lr
         return (
             math.nan if isinstance(lr, Tensor) else lr,
             _float64_on(lr, device),

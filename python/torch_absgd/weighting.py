@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, MutableMapping
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -19,6 +19,9 @@ from . import _checks, _ops
 from .accumulation import Accumulation
 from .lam_rules import LamRule
 from .stats import Stats
+
+if TYPE_CHECKING:
+    from .step_in_backward import StepInBackward
 
 ProcessGroup = Any  # torch.distributed.ProcessGroup, where torch was built with it
 
@@ -86,6 +89,7 @@ class Weighting:
 
     process_group: ProcessGroup | Literal["local"] | None = None
     _memory: Memory
+    _stepper: StepInBackward | None = None  # set while the backward pass takes the steps
 
     # ---- what a subclass provides
 
@@ -146,7 +150,7 @@ class Weighting:
             return plain_mean(losses, mask)
         with torch.no_grad():
             weights, coefficients = self._next_weights(losses.detach(), mask)
-        self._memory.weights, self._memory.losses = weights, losses.detach()
+        self._remember(weights, losses.detach())
         if losses.dtype in (torch.float16, torch.bfloat16):
             losses = losses.float()
         if mask is not None:
@@ -154,23 +158,34 @@ class Weighting:
         total = torch.dot(coefficients.reshape(-1), losses.reshape(-1))
         if self._memory.accumulation is not None:
             self._memory.accumulation.expect_backward(total)
+        if self._stepper is not None:
+            self._stepper.expect_backward(total)
         return total
 
     def _next_weights(self, losses: Tensor, mask: Tensor | None) -> Tensor:
         """p and its coefficients in the scalar, [2, losses.shape]; takes the batch into log_s."""
-        state = self._state()
-        if state["log_s"].device != losses.device:
-            self._move_state(losses.device)
-            state = self._state()
-        if self._memory.accumulation is not None:
-            return self._memory.accumulation.weigh(losses, mask)
+        state = self._state_on(losses.device)
+        accumulation = self._memory.accumulation
+        if accumulation is not None and accumulation.is_abandoned:
+            accumulation = self._memory.accumulation = accumulation.restarted()
+        if accumulation is not None:
+            return accumulation.weigh(losses, mask)
         self._follow_lam(losses, mask)
         rows, world_size = self._gather_stats(losses, mask)
-        self._memory.has_history = True
         tensors = [state[name] for name in WEIGH_STATE]
         out = torch.ops.absgd.weigh(losses, mask, rows, *tensors, *self._rule(), world_size)
         torch.autograd.graph.increment_version(tensors[1:])  # operators leave it to their caller
         return out
+
+    def _state_on(self, device: torch.device) -> MutableMapping[str, Tensor]:
+        if self._state()["log_s"].device != device:
+            self._move_state(device)
+        return self._state()
+
+    def _remember(self, weights: Tensor, losses: Tensor) -> None:
+        """Keeps the last batch, detached."""
+        self._memory.weights, self._memory.losses = weights, losses
+        self._memory.has_history = self._memory.accumulation is None or self._memory.has_history
 
     def _follow_lam(self, losses: Tensor, mask: Tensor | None) -> None:
         """Moves λ towards what this batch asks for, where it follows a `LamRule`."""
@@ -289,6 +304,11 @@ class Weighting:
     @contextmanager
     def _accumulate(self, gradients, divisor: float, overlap: bool) -> Iterator[None]:
         _checks.check_positive("divisor", divisor)
+        if self._stepper is not None:
+            raise RuntimeError(
+                "accumulate() cannot go with step_in_backward, which has stepped with a "
+                "micro-batch's gradients before the next one comes"
+            )
         if self._memory.accumulation is None:
             self._memory.accumulation = Accumulation(self, gradients, divisor, overlap)
         self._memory.accumulation.is_open = True

@@ -1,0 +1,107 @@
+/* Per-sample softmax losses: cross-entropy, focal, LDAM and logit adjustment in one kernel.
+ *
+ * Forward: one pass over the logits in tiles that stay in the first-level cache; the running
+ * maximum and sums are rescaled when a tile raises the maximum. What a sample's sums come to is in
+ * softmax_loss_math.h, in double whatever the dtype: it is done once for C classes. Backward: one
+ * pass that reads logits and writes their gradient; the softmax is recomputed.
+ *
+ * The classes of (N, C) logits lie side by side and fill the vector registers; of (N, C, inner)
+ * logits the positions do, BLOCK at a time. softmax_loss_real.h has both, once for each arithmetic
+ * type. */
+#include "exp.h"
+#include "half.h"
+#include "kernels.h"
+#include "softmax_loss_math.h"
+
+#include <float.h>
+#include <string.h>
+
+#define ABSGD_NOINLINE __attribute__((noinline))
+
+enum {
+    BLOCK = 64,         /* samples whose sums are collected, then finished together */
+    TILE = 512,         /* classes of a row at a time; a multiple of 16 */
+    BLOCK_CLASSES = 32, /* classes of a block of positions at a time */
+};
+
+ABSGD_DEFINE_SOFTMAX_LOSS(double, sample, absgd_exp_nonpositive_f64, absgd_log_f64,
+                          absgd_log1p_f64)
+
+/* Of a block's samples: M, S, z_y, Σ a_c and Σ a_c(M − z_c), as softmax_loss_math.h has them. */
+typedef struct sums {
+    double max[BLOCK], sum[BLOCK], z_y[BLOCK], a_sum[BLOCK], a_dot[BLOCK];
+} sums;
+
+/* The arguments of a call, as the functions below pass them on. */
+typedef struct loss_call {
+    absgd_softmax_loss spec;
+    const void *logits;
+    const int64_t *target;
+    const void *soft_target;
+} loss_call;
+
+/* Whether some class other than the target has a_c ≠ 0. */
+static int spreads(const loss_call *call) {
+    return call->soft_target || call->spec.label_smoothing != 0.0;
+}
+
+static int is_ignored(const loss_call *call, int64_t s) {
+    return call->target && call->target[s] == call->spec.ignore_index;
+}
+
+/* Samples [s, result) are those of a block: at most BLOCK, and of one n of (N, C, inner). */
+static int64_t block_end(const absgd_softmax_loss *spec, int64_t s, int64_t end) {
+    int64_t limit = s + BLOCK;
+    if (spec->inner > 1) {
+        int64_t row_end = (s / spec->inner + 1) * spec->inner;
+        if (row_end < limit) limit = row_end;
+    }
+    return limit < end ? limit : end;
+}
+
+#define REAL(name) name##_f32
+#define real float
+#define REAL_LOWEST (-FLT_MAX)
+#define exp_nonpositive absgd_exp_nonpositive_f32
+#include "softmax_loss_real.h"
+#undef REAL
+#undef real
+#undef REAL_LOWEST
+#undef exp_nonpositive
+
+#define REAL(name) name##_f64
+#define real double
+#define REAL_LOWEST (-DBL_MAX)
+#define exp_nonpositive absgd_exp_nonpositive_f64
+#include "softmax_loss_real.h"
+
+/* The dtype is a constant in each call, so that the loops hold one conversion and no switch. */
+void ABSGD_KERNEL(absgd_softmax_loss_forward)(absgd_dtype dtype, const absgd_softmax_loss *spec,
+                                              const void *logits, const int64_t *target,
+                                              const void *soft_target, void *loss, void *saved,
+                                              int64_t begin, int64_t end) {
+    const loss_call call = {*spec, logits, target, soft_target};
+    switch (dtype) {
+        case ABSGD_FLOAT32: forward_f32(ABSGD_FLOAT32, &call, loss, saved, begin, end); break;
+        case ABSGD_FLOAT64: forward_f64(ABSGD_FLOAT64, &call, loss, saved, begin, end); break;
+        case ABSGD_FLOAT16: forward_f32(ABSGD_FLOAT16, &call, loss, saved, begin, end); break;
+        case ABSGD_BFLOAT16: forward_f32(ABSGD_BFLOAT16, &call, loss, saved, begin, end); break;
+    }
+}
+
+void ABSGD_KERNEL(absgd_softmax_loss_backward)(absgd_dtype dtype, const absgd_softmax_loss *spec,
+                                               const void *logits, const int64_t *target,
+                                               const void *soft_target, const void *saved,
+                                               const void *grad_loss, void *grad_logits,
+                                               int64_t begin, int64_t end) {
+    const loss_call call = {*spec, logits, target, soft_target};
+#define CASE(name, suffix)                                                                         \
+    case name: backward_##suffix(name, &call, saved, grad_loss, grad_logits, begin, end); break;
+    switch (dtype) {
+        CASE(ABSGD_FLOAT32, f32)
+        CASE(ABSGD_FLOAT64, f64)
+        CASE(ABSGD_FLOAT16, f32)
+        CASE(ABSGD_BFLOAT16, f32)
+    }
+#undef CASE
+}

@@ -1,0 +1,385 @@
+/* The loops of softmax_loss.c, included there once for each arithmetic type `real`. Every function
+ * that takes a dtype is inlined into a call that has it constant. */
+
+ABSGD_INLINE real REAL(load)(absgd_dtype dtype, const void *x, int64_t i) {
+    switch (dtype) {
+        case ABSGD_FLOAT16: return (real)absgd_f16_load(((const absgd_f16 *)x)[i]);
+        case ABSGD_BFLOAT16: return (real)absgd_bf16_load(((const absgd_bf16 *)x)[i]);
+        default: return ((const real *)x)[i];
+    }
+}
+
+ABSGD_INLINE void REAL(store)(absgd_dtype dtype, void *x, int64_t i, real value) {
+    switch (dtype) {
+        case ABSGD_FLOAT16: ((absgd_f16 *)x)[i] = absgd_f16_store((float)value); break;
+        case ABSGD_BFLOAT16: ((absgd_bf16 *)x)[i] = absgd_bf16_store((float)value); break;
+        default: ((real *)x)[i] = value; break;
+    }
+}
+
+/* [C] or one value for every class */
+ABSGD_INLINE real REAL(of_class)(const void *values, int64_t c, real otherwise) {
+    return values ? ((const real *)values)[c] : otherwise;
+}
+
+/* z_y, whose logit is at index i */
+ABSGD_INLINE real REAL(target_z)(absgd_dtype dtype, const loss_call *call, int64_t i, int64_t y) {
+    const absgd_softmax_loss *spec = &call->spec;
+    real x = REAL(load)(dtype, call->logits, i) - REAL(of_class)(spec->margin, y, 0);
+    return ABSGD_FMA((real)spec->scale, x, REAL(of_class)(spec->offset, y, 0));
+}
+
+/* z_c of n classes from c on, side by side from index `at` on */
+ABSGD_INLINE void REAL(row_z)(absgd_dtype dtype, const loss_call *call, int64_t at, int64_t c,
+                              int64_t n, real *restrict z) {
+    const real scale = (real)call->spec.scale;
+    const real *offset = call->spec.offset;
+    if (offset) {
+        offset += c;
+        ABSGD_SIMD
+        for (int64_t i = 0; i < n; i++) {
+            z[i] = ABSGD_FMA(scale, REAL(load)(dtype, call->logits, at + i), offset[i]);
+        }
+    } else {
+        ABSGD_SIMD
+        for (int64_t i = 0; i < n; i++) z[i] = scale * REAL(load)(dtype, call->logits, at + i);
+    }
+}
+
+/* a_c of the same classes */
+ABSGD_INLINE void REAL(row_a)(const loss_call *call, int64_t at, int64_t c, int64_t n,
+                              real *restrict a) {
+    const absgd_softmax_loss *spec = &call->spec;
+    const real share = (real)(spec->label_smoothing / (double)spec->classes);
+    const real kept = (real)(1.0 - spec->label_smoothing);
+    const real *q = call->soft_target, *weight = spec->weight;
+    if (q) {
+        ABSGD_SIMD
+        for (int64_t i = 0; i < n; i++) a[i] = ABSGD_FMA(kept, q[at + i], share);
+    } else {
+        ABSGD_SIMD
+        for (int64_t i = 0; i < n; i++) a[i] = share;
+    }
+    if (weight) {
+        ABSGD_SIMD
+        for (int64_t i = 0; i < n; i++) a[i] *= weight[c + i];
+    }
+}
+
+/* ---- rows: (N, C) ---- */
+
+/* Reductions over a tile. Not inlined: gcc vectorises the one loop then, and of several inlined
+ * copies it leaves some scalar. */
+static ABSGD_NOINLINE real REAL(max_of)(const real *z, int64_t n, real max) {
+    _Pragma("omp simd reduction(max : max)")
+    for (int64_t i = 0; i < n; i++) max = z[i] > max ? z[i] : max;
+    return max;
+}
+
+static ABSGD_NOINLINE real REAL(exp_sum)(const real *z, int64_t n, real max) {
+    real sum = 0;
+    _Pragma("omp simd reduction(+ : sum)")
+    for (int64_t i = 0; i < n; i++) sum += exp_nonpositive(z[i] - max);
+    return sum;
+}
+
+/* Σ a and Σ a(max − z) */
+static ABSGD_NOINLINE void REAL(weighted_sums)(const real *a, const real *z, int64_t n, real max,
+                                               double *a_sum, double *a_dot) {
+    real sum = 0, dot = 0;
+    _Pragma("omp simd reduction(+ : sum, dot)")
+    for (int64_t i = 0; i < n; i++) {
+        sum += a[i];
+        dot += a[i] * (max - z[i]);
+    }
+    *a_sum += sum;
+    *a_dot += dot;
+}
+
+ABSGD_INLINE void REAL(row_sums)(absgd_dtype dtype, const loss_call *call, int64_t s, sums *out,
+                                 int64_t b) {
+    const int64_t classes = call->spec.classes, row = s * classes;
+    const int64_t y = call->target ? call->target[s] : -1;
+    const real z_y = y < 0 ? 0 : REAL(target_z)(dtype, call, row + y, y);
+    real z[TILE], a[TILE], max = REAL_LOWEST;
+    double sum = 0.0, a_sum = 0.0, a_dot = 0.0;
+    for (int64_t c = 0; c < classes; c += TILE) {
+        const int64_t n = classes - c < TILE ? classes - c : TILE;
+        const int64_t padded = (n + 15) & ~(int64_t)15; /* with −∞: no remainder loop of exps */
+        REAL(row_z)(dtype, call, row + c, c, n, z);
+        for (int64_t i = n; i < padded; i++) z[i] = -INFINITY;
+        if (c <= y && y < c + n) z[y - c] = z_y;
+
+        const real tile_max = REAL(max_of)(z, padded, max);
+        if (tile_max > max) {
+            const double rise = (double)tile_max - (double)max;
+            sum *= absgd_exp_nonpositive_f64(-rise);
+            a_dot += a_sum == 0.0 ? 0.0 : rise * a_sum;
+            max = tile_max;
+        }
+        if (spreads(call)) {
+            REAL(row_a)(call, row + c, c, n, a);
+            REAL(weighted_sums)(a, z, n, max, &a_sum, &a_dot);
+        }
+        if (c <= y && y < c + n) z[y - c] = -INFINITY; /* the target is not in S */
+        sum += REAL(exp_sum)(z, padded, max);
+    }
+    out->max[b] = max;
+    out->sum[b] = sum;
+    out->z_y[b] = z_y;
+    out->a_sum[b] = a_sum;
+    out->a_dot[b] = a_dot;
+}
+
+/* ∂L/∂x of one row: others, at_target and a_factor have the factor grad_loss·scale. */
+ABSGD_INLINE void REAL(row_gradient)(absgd_dtype dtype, const loss_call *call, int64_t s, real max,
+                                     real others, real at_target, real a_factor, void *grad) {
+    const int64_t classes = call->spec.classes, row = s * classes;
+    real z[TILE], a[TILE];
+    for (int64_t c = 0; c < classes; c += TILE) {
+        const int64_t n = classes - c < TILE ? classes - c : TILE;
+        REAL(row_z)(dtype, call, row + c, c, n, z);
+        if (spreads(call)) {
+            REAL(row_a)(call, row + c, c, n, a);
+            ABSGD_SIMD
+            for (int64_t i = 0; i < n; i++) {
+                real g = others * exp_nonpositive(z[i] - max) - a_factor * a[i];
+                REAL(store)(dtype, grad, row + c + i, g);
+            }
+        } else {
+            ABSGD_SIMD
+            for (int64_t i = 0; i < n; i++) {
+                REAL(store)(dtype, grad, row + c + i, others * exp_nonpositive(z[i] - max));
+            }
+        }
+    }
+    if (call->target) REAL(store)(dtype, grad, row + call->target[s], at_target);
+}
+
+ABSGD_INLINE void REAL(row_zeros)(absgd_dtype dtype, const loss_call *call, int64_t s, void *grad) {
+    const int64_t row = s * call->spec.classes;
+    ABSGD_SIMD
+    for (int64_t c = 0; c < call->spec.classes; c++) REAL(store)(dtype, grad, row + c, 0);
+}
+
+/* ---- blocks of positions: (N, C, inner) ---- */
+
+/* The index of class 0's logit of sample s; class c's is c·inner further. */
+ABSGD_INLINE int64_t REAL(first_logit)(const absgd_softmax_loss *spec, int64_t s) {
+    return s / spec->inner * spec->inner * spec->classes + s % spec->inner;
+}
+
+/* a_c of n positions from index `at` on */
+ABSGD_INLINE void REAL(block_a)(const loss_call *call, int64_t at, int64_t c, int64_t n,
+                                real *restrict a) {
+    const absgd_softmax_loss *spec = &call->spec;
+    const real weight = REAL(of_class)(spec->weight, c, 1);
+    const real share = (real)(spec->label_smoothing / (double)spec->classes);
+    const real kept = (real)(1.0 - spec->label_smoothing);
+    const real *q = call->soft_target;
+    if (q) {
+        ABSGD_SIMD
+        for (int64_t p = 0; p < n; p++) a[p] = weight * ABSGD_FMA(kept, q[at + p], share);
+    } else {
+        ABSGD_SIMD
+        for (int64_t p = 0; p < n; p++) a[p] = weight * share;
+    }
+}
+
+/* Samples s … s+n−1, n ≤ BLOCK. Ignored ones are summed along, and left out by the caller. */
+ABSGD_INLINE void REAL(block_sums)(absgd_dtype dtype, const loss_call *call, int64_t s, int64_t n,
+                                   sums *out) {
+    const absgd_softmax_loss *spec = &call->spec;
+    const int64_t first = REAL(first_logit)(spec, s), inner = spec->inner;
+    const real scale = (real)spec->scale;
+    real z[BLOCK_CLASSES][BLOCK], a[BLOCK], z_y[BLOCK], max[BLOCK], tile_max[BLOCK], tile[BLOCK];
+    int64_t y[BLOCK];
+    for (int64_t p = 0; p < n; p++) {
+        y[p] = call->target && !is_ignored(call, s + p) ? call->target[s + p] : -1;
+        z_y[p] = y[p] < 0 ? 0 : REAL(target_z)(dtype, call, first + y[p] * inner + p, y[p]);
+        out->z_y[p] = z_y[p];
+        max[p] = REAL_LOWEST;
+        out->sum[p] = out->a_sum[p] = out->a_dot[p] = 0.0;
+    }
+    for (int64_t c = 0; c < spec->classes; c += BLOCK_CLASSES) {
+        const int64_t rest = spec->classes - c, rows = rest < BLOCK_CLASSES ? rest : BLOCK_CLASSES;
+        for (int64_t k = 0; k < rows; k++) {
+            const int64_t at = first + (c + k) * inner;
+            const real offset = REAL(of_class)(spec->offset, c + k, 0);
+            ABSGD_SIMD
+            for (int64_t p = 0; p < n; p++) {
+                z[k][p] = ABSGD_FMA(scale, REAL(load)(dtype, call->logits, at + p), offset);
+            }
+        }
+        for (int64_t p = 0; p < n; p++) {
+            if (c <= y[p] && y[p] < c + rows) z[y[p] - c][p] = z_y[p];
+            tile_max[p] = max[p];
+        }
+        for (int64_t k = 0; k < rows; k++) {
+            ABSGD_SIMD
+            for (int64_t p = 0; p < n; p++) {
+                tile_max[p] = z[k][p] > tile_max[p] ? z[k][p] : tile_max[p];
+            }
+        }
+        if (c > 0) {
+            ABSGD_SIMD
+            for (int64_t p = 0; p < n; p++) {
+                const double rise = (double)tile_max[p] - (double)max[p];
+                out->sum[p] *= absgd_exp_nonpositive_f64(-rise);
+                out->a_dot[p] += out->a_sum[p] == 0.0 ? 0.0 : rise * out->a_sum[p];
+            }
+        }
+        memcpy(max, tile_max, (size_t)n * sizeof *max);
+        for (int64_t k = 0; spreads(call) && k < rows; k++) {
+            REAL(block_a)(call, first + (c + k) * inner, c + k, n, a);
+            ABSGD_SIMD
+            for (int64_t p = 0; p < n; p++) {
+                out->a_sum[p] += (double)a[p];
+                out->a_dot[p] += (double)(a[p] * (max[p] - z[k][p]));
+            }
+        }
+        for (int64_t p = 0; p < n; p++) {
+            if (c <= y[p] && y[p] < c + rows) z[y[p] - c][p] = -INFINITY;
+            tile[p] = 0;
+        }
+        for (int64_t k = 0; k < rows; k++) {
+            ABSGD_SIMD
+            for (int64_t p = 0; p < n; p++) tile[p] += exp_nonpositive(z[k][p] - max[p]);
+        }
+        ABSGD_SIMD
+        for (int64_t p = 0; p < n; p++) out->sum[p] += (double)tile[p];
+    }
+    for (int64_t p = 0; p < n; p++) out->max[p] = max[p];
+}
+
+/* As row_gradient, for samples s … s+n−1; others is 0 for ignored ones, whatever their logits. */
+ABSGD_INLINE void REAL(block_gradient)(absgd_dtype dtype, const loss_call *call, int64_t s,
+                                       int64_t n, const real *max, const real *others,
+                                       const real *at_target, const real *a_factor, void *grad) {
+    const absgd_softmax_loss *spec = &call->spec;
+    const int64_t first = REAL(first_logit)(spec, s), inner = spec->inner;
+    const real scale = (real)spec->scale;
+    real a[BLOCK] = {0};
+    for (int64_t c = 0; c < spec->classes; c++) {
+        const int64_t at = first + c * inner;
+        const real offset = REAL(of_class)(spec->offset, c, 0);
+        if (spreads(call)) REAL(block_a)(call, at, c, n, a);
+        ABSGD_SIMD
+        for (int64_t p = 0; p < n; p++) {
+            real z = ABSGD_FMA(scale, REAL(load)(dtype, call->logits, at + p), offset);
+            real g = others[p] * exp_nonpositive(z - max[p]);
+            REAL(store)(dtype, grad, at + p, (others[p] == 0 ? 0 : g) - a_factor[p] * a[p]);
+        }
+    }
+    for (int64_t p = 0; call->target && p < n; p++) {
+        if (!is_ignored(call, s + p)) {
+            REAL(store)(dtype, grad, first + call->target[s + p] * inner + p, at_target[p]);
+        }
+    }
+}
+
+/* ---- the passes ---- */
+
+/* Where the results of a block's samples go: loss, and saved = [M, others, at_target]. */
+typedef struct REAL(results) {
+    real *loss, *max, *others, *at_target;
+} REAL(results);
+
+/* weight[p]: w_y, 0 where ignored */
+ABSGD_INLINE void REAL(finish_hard)(const absgd_softmax_loss *spec, int is_focal, const sums *of,
+                                    const double *weight, int64_t n, REAL(results) to) {
+    const double kept = 1.0 - spec->label_smoothing, gamma = spec->focal_gamma;
+    const double share = (real)(spec->label_smoothing / (double)spec->classes);
+    ABSGD_SIMD
+    for (int64_t p = 0; p < n; p++) {
+        const double a_y = (real)(weight[p] * share); /* rounded as it is within a_sum */
+        sample_result r = sample_hard(is_focal, of->max[p], of->sum[p], of->z_y[p],
+                                      weight[p] * kept, gamma, a_y, of->a_sum[p], of->a_dot[p]);
+        to.loss[p] = (real)r.loss;
+        to.max[p] = (real)of->max[p];
+        to.others[p] = (real)r.others;
+        to.at_target[p] = (real)r.at_target;
+    }
+}
+
+ABSGD_INLINE void REAL(finish_soft)(const sums *of, int64_t n, REAL(results) to) {
+    ABSGD_SIMD
+    for (int64_t p = 0; p < n; p++) {
+        sample_result r = sample_soft(of->sum[p], of->a_sum[p], of->a_dot[p]);
+        to.loss[p] = (real)r.loss;
+        to.max[p] = (real)of->max[p];
+        to.others[p] = (real)r.others;
+        to.at_target[p] = (real)r.at_target;
+    }
+}
+
+/* The results of samples s … s+n−1 from their sums. */
+static ABSGD_NOINLINE void REAL(finish)(const loss_call *call, const sums *of, int64_t s, int64_t n,
+                                        real *loss, real *saved) {
+    const absgd_softmax_loss *spec = &call->spec;
+    const REAL(results) to = {loss + s, saved + s, saved + spec->samples + s,
+                              saved + 2 * spec->samples + s};
+    if (call->soft_target) {
+        REAL(finish_soft)(of, n, to);
+        return;
+    }
+    double weight[BLOCK];
+    for (int64_t p = 0; p < n; p++) {
+        weight[p] = is_ignored(call, s + p) ? 0
+                                            : REAL(of_class)(spec->weight, call->target[s + p], 1);
+    }
+    if (spec->focal_gamma != 0.0) {
+        REAL(finish_hard)(spec, 1, of, weight, n, to);
+    } else {
+        REAL(finish_hard)(spec, 0, of, weight, n, to);
+    }
+    for (int64_t p = 0; p < n; p++) {
+        if (is_ignored(call, s + p)) to.loss[p] = to.max[p] = to.others[p] = to.at_target[p] = 0;
+    }
+}
+
+ABSGD_INLINE void REAL(forward)(absgd_dtype dtype, const loss_call *call, void *loss, void *saved,
+                                int64_t begin, int64_t end) {
+    sums of = {0};
+    for (int64_t s = begin, next; s < end; s = next) {
+        next = block_end(&call->spec, s, end);
+        if (call->spec.inner > 1) {
+            REAL(block_sums)(dtype, call, s, next - s, &of);
+        } else {
+            for (int64_t i = s; i < next; i++) {
+                if (!is_ignored(call, i)) REAL(row_sums)(dtype, call, i, &of, i - s);
+            }
+        }
+        REAL(finish)(call, &of, s, next - s, loss, saved);
+    }
+}
+
+ABSGD_INLINE void REAL(backward)(absgd_dtype dtype, const loss_call *call, const void *saved,
+                                 const void *grad_loss, void *grad_logits, int64_t begin,
+                                 int64_t end) {
+    const real scale = (real)call->spec.scale, *upstream = grad_loss, *max = saved;
+    const real *others = max + call->spec.samples, *at_target = others + call->spec.samples;
+    for (int64_t s = begin, next; s < end; s = next) {
+        next = block_end(&call->spec, s, end);
+        const int64_t n = next - s;
+        real factor[BLOCK], factor_others[BLOCK], factor_at_target[BLOCK];
+        for (int64_t p = 0; p < n; p++) {
+            factor[p] = is_ignored(call, s + p) ? 0 : upstream[s + p] * scale;
+            factor_others[p] = is_ignored(call, s + p) ? 0 : factor[p] * others[s + p];
+            factor_at_target[p] = factor[p] * at_target[s + p];
+        }
+        if (call->spec.inner > 1) {
+            REAL(block_gradient)(dtype, call, s, n, max + s, factor_others, factor_at_target,
+                                 factor, grad_logits);
+            continue;
+        }
+        for (int64_t i = s; i < next; i++) {
+            if (is_ignored(call, i)) {
+                REAL(row_zeros)(dtype, call, i, grad_logits);
+            } else {
+                REAL(row_gradient)(dtype, call, i, max[i], factor_others[i - s],
+                                   factor_at_target[i - s], factor[i - s], grad_logits);
+            }
+        }
+    }
+}

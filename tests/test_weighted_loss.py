@@ -1,0 +1,143 @@
+"""A loss of ours inside AttentionalLoss is one node: the same numbers as weigh(loss(…))."""
+
+import copy
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import torch_absgd as ta
+from torch_absgd.weighted_loss import can_weigh_at_once
+
+COUNTS = [50, 20, 10, 5, 2]
+LOSSES = {
+    "cross-entropy": lambda: ta.PerSampleCrossEntropy(),
+    "weighted, smoothed": lambda: ta.PerSampleCrossEntropy(
+        weight=ta.class_balanced_weights(COUNTS), label_smoothing=0.1
+    ),
+    "focal": lambda: ta.PerSampleFocal(gamma=2.0),
+    "ldam": lambda: ta.PerSampleLDAM(COUNTS),
+    "logit-adjusted": lambda: ta.PerSampleLogitAdjusted(COUNTS),
+}
+
+
+def batch(dtype: torch.dtype, seed: int, ignored: bool) -> tuple[Tensor, Tensor]:
+    g = torch.Generator().manual_seed(seed)
+    logits = torch.randn(12, 5, generator=g, dtype=torch.float64).to(dtype).requires_grad_()
+    target = torch.randint(5, (12,), generator=g)
+    if ignored:
+        target[::4] = -100
+    return logits, target
+
+
+@pytest.mark.parametrize("ignored", [False, True], ids=["all count", "some ignored"])
+@pytest.mark.parametrize("lam", [0.7, math.inf, -2.0])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", LOSSES)
+def test_equals_loss_then_weigh(name: str, dtype: torch.dtype, lam: float, ignored: bool) -> None:
+    criterion = ta.AttentionalLoss(LOSSES[name](), lam=lam)
+    apart = ta.ABSGD([nn.Parameter(torch.zeros(1))], lam=lam)
+    for seed in range(3):
+        logits, target = batch(dtype, seed, ignored)
+        assert can_weigh_at_once(criterion.criterion, target, criterion.attention)
+        total = criterion(logits, target)
+        (2 * total).backward()
+        again = logits.detach().clone().requires_grad_()
+        losses = criterion.criterion(again, target)
+        expected = apart.weigh(losses, criterion.criterion.counted(target))
+        (2 * expected).backward()
+        exact = dtype is torch.float64
+        tolerance = {"rtol": 1e-13 if exact else 1e-6, "atol": 1e-14 if exact else 1e-7}
+        torch.testing.assert_close(total, expected, **tolerance)
+        torch.testing.assert_close(logits.grad, again.grad, **tolerance)
+        # A mask that takes nothing out sums in another order: the last bits may differ.
+        torch.testing.assert_close(criterion.weights, apart.weights, **tolerance)
+        torch.testing.assert_close(criterion.log_s, apart.log_s, rtol=1e-14, atol=0, equal_nan=True)
+
+
+def test_soft_targets_and_dense_prediction() -> None:
+    g = torch.Generator().manual_seed(0)
+    logits = torch.randn(4, 5, 3, 2, generator=g, dtype=torch.float64, requires_grad=True)
+    soft = torch.randn(4, 5, 3, 2, generator=g, dtype=torch.float64).softmax(1)
+    loss = ta.PerSampleCrossEntropy()
+    criterion, apart = (
+        ta.AttentionalLoss(loss, lam=1.0),
+        ta.ABSGD([nn.Parameter(torch.zeros(1))], lam=1.0),
+    )
+    torch.testing.assert_close(criterion(logits, soft), apart.weigh(loss(logits, soft)))
+    assert criterion.weights.shape == (4, 3, 2)
+
+
+def test_shares_the_optimizers_state_and_remembers_the_batch() -> None:
+    opt = ta.ABSGD([nn.Parameter(torch.zeros(1))], lam=0.5)
+    criterion = ta.AttentionalLoss(ta.PerSampleCrossEntropy(), optimizer=opt)
+    logits, target = batch(torch.float64, 0, False)
+    version = opt.log_s._version
+    criterion(logits, target)
+    assert torch.isfinite(opt.log_s)
+    assert opt.log_s._version > version
+    assert opt.weights.shape == target.shape
+    assert opt.stats().last.count == len(target)
+
+
+def test_the_general_way_is_taken_where_it_has_to_be() -> None:
+    logits, target = batch(torch.float64, 0, False)
+    loss = ta.PerSampleCrossEntropy()
+    follows = ta.AttentionalLoss(loss, lam=ta.EffectiveSampleSize(0.6))
+    assert not can_weigh_at_once(loss, target, follows.attention)
+    assert not can_weigh_at_once(nn.CrossEntropyLoss(reduction="none"), target, follows.attention)
+    accumulating = ta.AttentionalLoss(loss, lam=1.0)
+    with accumulating.accumulate([logits]):
+        assert not can_weigh_at_once(loss, target, accumulating.attention)
+        accumulating(logits, target).backward()
+    accumulating.finalize_grads_()
+    whole = logits.detach().clone().requires_grad_()
+    ta.AttentionalLoss(loss, lam=1.0)(whole, target).backward()
+    torch.testing.assert_close(logits.grad, whole.grad)
+
+
+def test_bad_targets_change_nothing() -> None:
+    criterion = ta.AttentionalLoss(ta.PerSampleCrossEntropy(), lam=1.0)
+    logits, target = batch(torch.float64, 0, False)
+    before = copy.deepcopy(criterion.state_dict())
+    with pytest.raises(RuntimeError, match=r"target must be in \[0, 5\) or ignore_index = -100"):
+        criterion(logits, target + 3)
+    with pytest.raises(TypeError, match="target must hold int64 class indices"):
+        criterion(logits, target.int())
+    torch.testing.assert_close(criterion.state_dict(), before, equal_nan=True)
+
+
+def test_a_non_finite_logit_leaves_log_s() -> None:
+    criterion = ta.AttentionalLoss(ta.PerSampleCrossEntropy(), lam=1.0)
+    logits, target = batch(torch.float64, 0, False)
+    criterion(logits, target)
+    log_s = criterion.log_s.clone()
+    bad = logits.detach().clone()
+    bad[0, 0] = math.nan
+    assert not torch.isfinite(criterion(bad.requires_grad_(), target))
+    assert torch.equal(criterion.log_s, log_s)
+
+
+def test_compiles() -> None:
+    criterion = ta.AttentionalLoss(ta.PerSampleLDAM(COUNTS), lam=1.0)
+    eager = copy.deepcopy(criterion)
+    compiled = torch.compile(criterion, fullgraph=True)
+    for seed in range(2):
+        logits, target = batch(torch.float32, seed, False)
+        compiled(logits, target).backward()
+        again = logits.detach().clone().requires_grad_()
+        eager(again, target).backward()
+        torch.testing.assert_close(logits.grad, again.grad)
+        torch.testing.assert_close(criterion.log_s, eager.log_s)
+
+
+def test_opcheck() -> None:
+    logits, target = batch(torch.float32, 0, True)
+    state = ta.AttentionalLoss(ta.PerSampleCrossEntropy(), lam=1.0).attention._state()
+    tensors = (state["lam"], state["log_s"].fill_(0.5), state["log_s_lam"], state["reports"])
+    arguments = (logits.detach(), target, None, None, None, 1.0, 0.0, 0.0, -100)
+    torch.library.opcheck(
+        torch.ops.absgd.weighted_softmax_loss.default,
+        (*arguments, *(t.nan_to_num(1.0) for t in tensors), 0.9, 1.0, math.nan),
+    )
