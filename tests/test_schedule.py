@@ -5,8 +5,9 @@ import math
 
 import pytest
 import torch
-import torch_absgd as ta
 from torch import nn
+
+import torch_absgd as ta
 from torch_absgd import Damping, LamScheduler
 
 

@@ -1,0 +1,41 @@
+"""A checkpoint file that is always whole: the old one or the new one, never part of one."""
+
+from __future__ import annotations
+
+import io
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+def save(state: dict[str, Any], path: str | Path) -> None:
+    """Writes ``state`` beside ``path``, syncs it to disk, then renames it into place.
+
+    Raises:
+        OSError: the disk is full, say; the checkpoint at ``path`` is then the old one.
+    """
+    path = Path(path)
+    temporary = path.with_name(path.name + ".tmp")
+    content = io.BytesIO()
+    torch.save(state, content)  # into memory: into a file it hides the OSError of a full disk
+    try:
+        with open(temporary, "wb") as file:
+            file.write(content.getbuffer())
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    directory = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(directory)  # the rename itself
+    finally:
+        os.close(directory)
+
+
+def load(path: str | Path, device: str | torch.device = "cpu") -> dict[str, Any]:
+    """What :func:`save` wrote; tensors on ``device``. Holds tensors and plain values only."""
+    return torch.load(path, map_location=device, weights_only=True)

@@ -1,0 +1,204 @@
+"""Options that every recipe has, and the losses, optimizer and schedules that they describe."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.optim.lr_scheduler import LambdaLR
+
+import distributed
+import lam_option
+import torch_absgd as ta
+
+# What may differ between a run and the one that it resumes: nothing that its numbers depend on.
+NOT_IN_CONFIG = {"output_dir", "resume", "stage_one", "stop_epoch", "data_dir", "lists_dir",
+                 "download", "workers", "checkpoint_every", "preset", "tsne", "device", "profile"}  # fmt: skip
+
+# What matters in stage two alone.
+STAGE_TWO_ONLY = {"optimizer", "lam", "lam_damping", "lam_over", "epochs", "stage_two_layers"}
+
+
+def add_training_options(parser: argparse.ArgumentParser) -> None:
+    """Adds the options that do not depend on the data set."""
+    # fmt: off
+    loss = parser.add_argument_group("loss")
+    loss.add_argument("--loss", choices=("ce", "focal", "ldam"), default="ce")
+    loss.add_argument("--focal-gamma", type=float, default=1.0, help="of the focal loss")
+    loss.add_argument("--class-balance", choices=("none", "cb", "drw"), default="none",
+                      help="class weights by the effective number of samples (Cui et al. 2019, "
+                      "beta 0.9999): from the start (cb), or from --stage-two (drw, deferred)")
+
+    opt = parser.add_argument_group("optimizer")
+    opt.add_argument("--optimizer", choices=("sgd", "absgd"), default="absgd",
+                     help="sgd is ABSGD at lambda = inf throughout")
+    opt.add_argument("--lr", type=float, default=0.1)
+    opt.add_argument("--momentum", type=float, default=0.9, help="the paper's beta")
+    opt.add_argument("--momentum-form", choices=("torch", "polyak"), default="torch",
+                     help="as torch.optim.SGD, or the paper's Equation 2")
+    opt.add_argument("--weight-decay", type=float, default=2e-4)
+    opt.add_argument("--gamma", type=float, default=0.9, help="moving average of the normaliser")
+    opt.add_argument("--alpha", type=float, default=1.0, help="the released code's abAlpha")
+    opt.add_argument("--batch-size", type=int, default=128)
+    opt.add_argument("--epochs", type=int, default=200)
+    opt.add_argument("--warmup-epochs", type=int, default=5, help="linear warm-up of lr")
+    opt.add_argument("--lr-schedule", choices=("step", "cosine"), default="step",
+                     help="step: at --lr-milestones; cosine: to 0 at the end of each stage, from "
+                     "--lr again at the start of stage two")
+    opt.add_argument("--lr-milestones", type=int, nargs="*", default=[160, 180])
+    opt.add_argument("--lr-factor", type=float, default=0.01, help="at each milestone")
+    opt.add_argument("--layers", nargs="+", metavar="NAME",
+                     help="train only these modules of the network (layer4 fc), the rest frozen")
+    opt.add_argument("--stage-two-layers", nargs="+", metavar="NAME",
+                     help="the same in stage two (fc); default: as --layers")
+
+    lam = parser.add_argument_group("lambda")
+    lam.add_argument("--lam", type=lam_option.argument, default=5.0,
+                     help="in stage two; < 0 for noisy labels. ess:0.6 (ess:0.6:noisy) finds it so "
+                     "that 0.6 of a batch is effective, kl:0.5 so that the weights are 0.5 nats "
+                     "from uniform")
+    lam.add_argument("--lam-start", type=lam_option.argument, default=math.inf,
+                     help="in stage one (inf: SGD); equal to --lam: one stage, lambda fixed")
+    lam.add_argument("--stage-two", type=int, default=160, metavar="EPOCH",
+                     help="first epoch of stage two")
+    lam.add_argument("--lam-over", type=int, default=0, metavar="EPOCHS",
+                     help="0: restart at --lam; otherwise damp lambda over so many epochs")
+    lam.add_argument("--lam-damping", choices=("linear", "cosine", "exponential"),
+                     default="linear", help="how, if --lam-over is given")
+
+    run = parser.add_argument_group("run")
+    run.add_argument("--seed", type=int, default=0)
+    run.add_argument("--device", default=distributed.default_device())
+    run.add_argument("--workers", type=int, default=0, help="loader processes")
+    run.add_argument("--amp", choices=("bf16", "fp16"))
+    run.add_argument("--channels-last", action="store_true")
+    run.add_argument("--compile", action="store_true", help="torch.compile the model")
+    run.add_argument("--profile", action="store_true",
+                     help="print which share of each epoch went to data, forward, backward, step")
+    run.add_argument("--output-dir", type=Path, required=True)
+    run.add_argument("--resume", action="store_true",
+                     help="continue the run in --output-dir if there is one")
+    run.add_argument("--stage-one", type=Path, metavar="CHECKPOINT",
+                     help="begin with another run's checkpoint, of the same stage one")
+    run.add_argument("--stop-epoch", type=int, metavar="EPOCH",
+                     help="stop before this epoch, leaving a checkpoint and no results")
+    run.add_argument("--checkpoint-every", type=int, default=0, metavar="BATCHES",
+                     help="also within an epoch; a checkpoint follows every epoch in any case")
+
+    evaluation = parser.add_argument_group("evaluation")
+    evaluation.add_argument("--validate", type=float, default=0.0, metavar="FRACTION",
+                            help="hold out this part of each class of the training set, report on "
+                            "it, and leave the test set unread: for choosing hyper-parameters")
+    evaluation.add_argument("--eval-every", type=int, default=0, metavar="EPOCHS",
+                            help="also evaluate during training, on --eval-split")
+    evaluation.add_argument("--eval-split", choices=("validation", "test"), default="validation",
+                            help="test only to draw a curve, never to choose anything")
+    evaluation.add_argument("--tsne", action="store_true", help="plot t-SNE of the features")
+    # fmt: on
+
+
+def check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """Ends with the parser's error if options contradict each other. From here on, the first
+    process of a run alone prints."""
+    distributed.silence()
+    if not 0 <= args.validate < 1:
+        parser.error(f"--validate must be in [0, 1), got {args.validate}")
+    if args.eval_every and args.eval_split == "validation" and not args.validate:
+        parser.error("--eval-every on the validation split needs --validate FRACTION")
+    if args.eval_every and args.eval_split == "test" and args.validate:
+        parser.error("--validate leaves the test set unread: drop --eval-split test")
+    if args.lam_over < 0 or args.stage_two < 0:
+        parser.error("--lam-over and --stage-two must be >= 0")
+    if args.lam_over and (isinstance(args.lam, str) or isinstance(args.lam_start, str)):
+        parser.error("--lam-over damps a number to a number: give --lam and --lam-start as such")
+    if args.stage_one and not args.stage_one.exists():
+        parser.error(f"--stage-one: no such file: {args.stage_one}")
+
+
+def config_of(args: argparse.Namespace) -> dict[str, object]:
+    """The options that a run's numbers depend on, as JSON and checkpoints hold them."""
+    return {k: v for k, v in sorted(vars(args).items()) if k not in NOT_IN_CONFIG}
+
+
+def may_differ_after_stage_one(args: argparse.Namespace) -> set[str]:
+    """What a run may have otherwise than the run whose stage one it takes over."""
+    deferred = args.class_balance in ("none", "drw")
+    return STAGE_TWO_ONLY | ({"class_balance"} if deferred else set())
+
+
+def build_losses(
+    args: argparse.Namespace, class_counts: Sequence[int], device: str
+) -> Callable[[int], nn.Module]:
+    """The per-sample loss as a function of the epoch: DRW's weights begin with stage two."""
+
+    def build(weight: torch.Tensor | None) -> nn.Module:
+        if args.loss == "ldam":
+            loss: nn.Module = ta.PerSampleLDAM(class_counts, weight=weight)
+        elif args.loss == "focal":
+            loss = ta.PerSampleFocal(gamma=args.focal_gamma, weight=weight)
+        else:
+            loss = ta.PerSampleCrossEntropy(weight=weight)
+        return loss.to(device)
+
+    plain = build(None)
+    if args.class_balance == "none":
+        return lambda epoch: plain
+    balanced = build(ta.class_balanced_weights(class_counts))
+    begin = 0 if args.class_balance == "cb" else args.stage_two
+    return lambda epoch: balanced if epoch >= begin else plain
+
+
+def freeze(args: argparse.Namespace, model: nn.Module, epoch: int) -> None:
+    """Leaves trainable what --layers, or in stage two --stage-two-layers, says: by default all.
+
+    Raises:
+        ValueError: a name is no module of ``model``; lists those that are.
+    """
+    in_stage_two = epoch >= args.stage_two and args.stage_two_layers
+    layers = args.stage_two_layers if in_stage_two else args.layers
+    if layers:
+        ta.freeze_except(model, *layers)
+    else:
+        ta.unfreeze(model)
+
+
+def build_optimizer(args: argparse.Namespace, model: nn.Module) -> ta.ABSGD:
+    return ta.ABSGD(
+        model.parameters(),
+        lr=args.lr,
+        momentum=args.momentum,
+        weight_decay=args.weight_decay,
+        lam=math.inf if args.optimizer == "sgd" else lam_option.parse(args.lam_start),
+        gamma=args.gamma,
+        alpha=args.alpha,
+        momentum_form=args.momentum_form,
+    )
+
+
+def build_schedules(
+    args: argparse.Namespace, optimizer: ta.ABSGD
+) -> tuple[LambdaLR, ta.LamScheduler]:
+    """Warm-up and decay of lr; stage two of λ. Both count epochs."""
+
+    def lr_factor(epoch: int) -> float:
+        if epoch < args.warmup_epochs:
+            return (epoch + 1) / args.warmup_epochs
+        if args.lr_schedule == "cosine":
+            begin, end = 0, min(args.stage_two, args.epochs)
+            if epoch >= end:
+                begin, end = end, max(args.epochs, epoch + 1)
+            return (1 + math.cos(math.pi * (epoch - begin) / (end - begin))) / 2
+        return args.lr_factor ** sum(epoch >= milestone for milestone in args.lr_milestones)
+
+    milestones, damping = {}, None
+    if args.optimizer == "absgd" and args.lam != args.lam_start:
+        if args.lam_over:
+            end = args.stage_two + args.lam_over
+            damping = ta.Damping(args.stage_two, end, args.lam, args.lam_damping)
+        else:
+            milestones = {args.stage_two: lam_option.parse(args.lam)}
+    return LambdaLR(optimizer, lr_factor), ta.LamScheduler(optimizer, milestones, damping)

@@ -1,0 +1,104 @@
+"""What a step of each method costs: time as a multiple of plain SGD's, and memory beside it."""
+
+from __future__ import annotations
+
+import statistics
+import time
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from comparison import Problem, Training
+from methods import METHODS, Setting
+
+WARM_UP = 3
+
+
+def measure(
+    problem: Problem, settings: dict[str, Setting], rounds: int, seed: int = 0
+) -> dict[str, dict[str, float]]:
+    """Steps of stage two, all methods in turn on the same batches.
+
+    Args:
+        settings: of each method by name; "sgd" is among them.
+        rounds: of one step each. A round's ratio to SGD is one measurement: whatever slows the
+            machine meanwhile slows all.
+
+    Returns:
+        for each name, ratio: median over the rounds, with quartiles low and high; seconds: the
+        median step; memory: bytes at the peak of making the run and its first two steps, SGD's
+        subtracted. Time is the process's CPU time on a CPU, and the clock's on a GPU.
+    """
+    device = problem.options["device"]
+    clock = _clock(device)
+    trainings, peaks = {}, {}
+    for name, setting in settings.items():
+        peaks[name] = peak_memory(lambda n=name, s=setting: _begun(problem, n, s, seed), device)
+        trainings[name] = _begun(problem, name, setting, seed)
+    batches = [next(iter(training.run.task.loader)) for training in trainings.values()]
+    times: dict[str, list[float]] = {name: [] for name in settings}
+    for i in range(WARM_UP + rounds):
+        names = list(settings)
+        for name in names[i % len(names) :] + names[: i % len(names)]:
+            start = clock()
+            trainings[name].step(*batches[i % len(batches)])
+            times[name].append(clock() - start)
+    times = {name: values[WARM_UP:] for name, values in times.items()}
+    return {name: _summary(times[name], times["sgd"], peaks[name] - peaks["sgd"]) for name in times}
+
+
+def _summary(own: list[float], sgd: list[float], memory: int) -> dict[str, float]:
+    low, middle, high = statistics.quantiles([a / b for a, b in zip(own, sgd, strict=True)], n=4)
+    seconds = statistics.median(own)
+    return {"ratio": middle, "low": low, "high": high, "seconds": seconds, "memory": memory}
+
+
+def _begun(problem: Problem, name: str, setting: Setting, seed: int) -> Training:
+    training = Training(problem, METHODS[name], setting, seed)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step")  # no stage one
+        training.enter_stage_two()
+    training.run.model.train()
+    return training
+
+
+def _clock(device: str) -> Callable[[], float]:
+    if torch.device(device).type != "cuda":
+        return time.process_time
+
+    def clock() -> float:
+        torch.cuda.synchronize(device)
+        return time.perf_counter()
+
+    return clock
+
+
+def peak_memory(begin: Callable[[], Training], device: str) -> int:
+    """Bytes of tensors alive at once, at most, in beginning a run and taking two steps."""
+
+    def work() -> None:
+        training = begin()
+        training.run.task.batches.start(0)
+        for (images, targets), _ in zip(training.run.task.loader, range(2), strict=False):
+            training.step(images, targets)
+
+    if torch.device(device).type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        work()
+        return torch.cuda.max_memory_allocated(device) - before
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        work()
+    return _peak(profiler.profiler.kineto_results.events())
+
+
+def _peak(events: list[Any]) -> int:
+    """Of the running sum of allocations and releases, in the order of time."""
+    alive = peak = 0
+    for event in sorted((e for e in events if e.name() == "[memory]"), key=lambda e: e.start_ns()):
+        alive += event.nbytes()
+        peak = max(peak, alive)
+    return peak

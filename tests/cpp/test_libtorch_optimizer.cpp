@@ -1,0 +1,172 @@
+/* absgd::ABSGD for LibTorch's C++ front end: against torch::optim::SGD, against Algorithm 1 written
+ * in tensors, and training a small bidirectional LSTM on imbalanced sequences. */
+#include "absgd_libtorch.h"
+
+#include <gtest/gtest.h>
+#include <torch/torch.h>
+
+#include <sstream>
+
+namespace {
+
+namespace F = torch::nn::functional;
+
+torch::Tensor per_sample(const torch::Tensor &logits, const torch::Tensor &y) {
+    return F::cross_entropy(logits, y, F::CrossEntropyFuncOptions().reduction(torch::kNone));
+}
+
+torch::nn::Sequential small_net() {
+    torch::manual_seed(0);
+    return torch::nn::Sequential(torch::nn::Linear(5, 8), torch::nn::Tanh(),
+                                 torch::nn::Linear(8, 3));
+}
+
+TEST(LibtorchABSGD, AtInfiniteLambdaItIsTorchsSgd) {
+    for (bool nesterov : {false, true}) {
+        auto a = small_net(), b = small_net();
+        absgd::ABSGD ours(a->parameters(), absgd::ABSGDOptions(0.1).momentum(0.9).weight_decay(
+                                               0.01).nesterov(nesterov));
+        torch::optim::SGD theirs(b->parameters(), torch::optim::SGDOptions(0.1)
+                                                      .momentum(0.9)
+                                                      .weight_decay(0.01)
+                                                      .nesterov(nesterov));
+        for (int step = 0; step < 5; step++) {
+            const auto x = torch::randn({16, 5}), y = torch::randint(3, {16});
+            ours.zero_grad();
+            theirs.zero_grad();
+            ours.weigh(per_sample(a->forward(x), y)).backward();
+            per_sample(b->forward(x), y).mean().backward();
+            ours.step();
+            theirs.step();
+        }
+        for (size_t i = 0; i < a->parameters().size(); i++) {
+            EXPECT_TRUE(torch::allclose(a->parameters()[i], b->parameters()[i], 1e-5, 1e-6));
+        }
+    }
+}
+
+TEST(LibtorchABSGD, WeighIsAlgorithmOne) {
+    auto net = small_net();
+    const double lam = 0.5, gamma = 0.7;
+    absgd::ABSGD opt(net->parameters(), absgd::ABSGDOptions(0.1).lam(lam).gamma(gamma));
+    torch::Tensor log_s;
+    for (int step = 0; step < 3; step++) {
+        const auto losses = torch::rand({10}, torch::kDouble).mul(3).requires_grad_();
+        const auto total = opt.weigh(losses);
+        const auto z = losses.detach() / lam;
+        const auto l = torch::logsumexp(z, 0) - std::log(10.0);
+        log_s = step == 0 ? l : torch::logaddexp(std::log(1 - gamma) + log_s, std::log(gamma) + l);
+        const auto p = torch::exp(z - log_s);
+        total.backward();
+        EXPECT_TRUE(torch::allclose(opt.log_s(), log_s));
+        EXPECT_TRUE(torch::allclose(opt.weights(), p));
+        EXPECT_TRUE(torch::allclose(total, (p * losses).mean()));
+        EXPECT_TRUE(torch::allclose(losses.grad(), p / 10));
+    }
+}
+
+TEST(LibtorchABSGD, PolyakIsThePapersEquationTwo) {
+    auto w = torch::tensor({1.0, -2.0}, torch::kDouble).requires_grad_();
+    absgd::ABSGD opt(std::vector<torch::Tensor>{w},
+                     absgd::ABSGDOptions(0.1).momentum(0.5).polyak(true));
+    auto before = w.detach().clone(), now = before.clone();
+    for (int step = 0; step < 4; step++) {
+        const double lr = 0.1 / (step + 1);
+        static_cast<absgd::ABSGDOptions &>(opt.param_groups()[0].options()).lr(lr);
+        const auto next = now - lr * 2 * now + 0.5 * (now - before);
+        before = now;
+        now = next;
+        opt.zero_grad();
+        opt.weigh(w * w).mul(2).backward(); /* the sum of squares: B = 2 */
+        opt.step();
+        EXPECT_TRUE(torch::allclose(w, now));
+    }
+}
+
+TEST(LibtorchABSGD, BadArgumentsAreErrors) {
+    const auto params = small_net()->parameters();
+    EXPECT_THROW(absgd::ABSGD(params, absgd::ABSGDOptions(0.1).lam(0)), c10::Error);
+    EXPECT_THROW(absgd::ABSGD(params, absgd::ABSGDOptions(0.1).gamma(0)), c10::Error);
+    EXPECT_THROW(absgd::ABSGD(params, absgd::ABSGDOptions(0.1).nesterov(true)), c10::Error);
+    absgd::ABSGD opt(params);
+    EXPECT_THROW(opt.weigh(torch::tensor(1.0)), c10::Error);
+    EXPECT_THROW(opt.weigh(torch::ones({3}, torch::kInt64)), c10::Error);
+}
+
+TEST(LibtorchABSGD, SavedAndLoadedItGoesOnBitForBit) {
+    auto a = small_net(), b = small_net();
+    const auto options = absgd::ABSGDOptions(0.1).momentum(0.9).lam(1.0);
+    absgd::ABSGD first(a->parameters(), options), second(b->parameters(), options);
+    const auto x = torch::randn({8, 5}), y = torch::randint(3, {8});
+    const auto step = [&](auto &net, absgd::ABSGD &opt) {
+        opt.zero_grad();
+        opt.weigh(per_sample(net->forward(x), y)).backward();
+        opt.step();
+    };
+    step(a, first);
+    std::stringstream file;
+    torch::save(first, file);
+    torch::load(second, file);
+    torch::NoGradGuard no_grad;
+    for (size_t i = 0; i < a->parameters().size(); i++) {
+        b->parameters()[i].copy_(a->parameters()[i]);
+    }
+    torch::AutoGradMode with_grad(true);
+    step(a, first);
+    step(b, second);
+    EXPECT_TRUE(torch::equal(first.log_s(), second.log_s()));
+    for (size_t i = 0; i < a->parameters().size(); i++) {
+        EXPECT_TRUE(torch::equal(a->parameters()[i], b->parameters()[i]));
+    }
+}
+
+struct BiLstmImpl : torch::nn::Module {
+    BiLstmImpl()
+        : lstm(register_module(
+              "lstm", torch::nn::LSTM(torch::nn::LSTMOptions(1, 12).bidirectional(true).batch_first(
+                          true)))),
+          head(register_module("head", torch::nn::Linear(24, 2))) {}
+
+    torch::Tensor forward(const torch::Tensor &x) {
+        return head(std::get<0>(lstm(x)).mean(1));
+    }
+
+    torch::nn::LSTM lstm;
+    torch::nn::Linear head;
+};
+TORCH_MODULE(BiLstm);
+
+/* Sequences of noise, and of noise on a wave, 1 in 8 of them. */
+std::pair<torch::Tensor, torch::Tensor> sequences(int64_t n) {
+    const auto y = (torch::arange(n) % 8 == 0).to(torch::kLong);
+    const auto wave = torch::sin(torch::arange(16) * 0.8).view({1, 16, 1});
+    return {0.5 * torch::randn({n, 16, 1}) + y.view({n, 1, 1}) * wave, y};
+}
+
+TEST(LibtorchABSGD, TrainsABidirectionalLstmOnImbalancedSequences) {
+    torch::manual_seed(1);
+    BiLstm model;
+    absgd::ABSGD opt(model->parameters(), absgd::ABSGDOptions(0.1).momentum(0.9));
+    const auto [x, y] = sequences(256);
+    for (int epoch = 0; epoch < 60; epoch++) {
+        if (epoch == 20) opt.restart(2.0); /* stage two */
+        for (int64_t i = 0; i < 256; i += 64) {
+            opt.zero_grad();
+            const auto rows = torch::indexing::Slice(i, i + 64);
+            opt.weigh(per_sample(model->forward(x.index({rows})), y.index({rows}))).backward();
+            opt.step();
+        }
+    }
+    torch::NoGradGuard no_grad;
+    const auto [x_test, y_test] = sequences(400);
+    const auto predicted = model->forward(x_test).argmax(1);
+    const auto recall = [&](int64_t c) {
+        return predicted.index({y_test == c}).eq(c).to(torch::kDouble).mean().item<double>();
+    };
+    EXPECT_GT(recall(0), 0.9);
+    EXPECT_GT(recall(1), 0.9); /* the rare class; at the start of training it is 0 or 1 with the
+                                  other at 1 or 0 */
+    EXPECT_TRUE(std::isfinite(opt.log_s().item<double>()));
+}
+
+} // namespace

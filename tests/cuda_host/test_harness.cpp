@@ -1,0 +1,158 @@
+/* cuda_on_cpu itself: that launches, barriers and shuffles mean what CUDA says. */
+#include "absgd_cuda.h"
+#include "device.cuh"
+#include "device_array.h"
+
+namespace {
+
+using absgd::launch;
+
+void count_visits(int *visits) { atomicAdd(&visits[blockIdx.x * blockDim.x + threadIdx.x], 1); }
+
+TEST(Harness, EveryThreadRunsOnce) {
+    for (int blocks : {1, 3, 70}) {
+        for (int threads : {1, 32, 48, 1024}) {
+            const DeviceArray<int> visits(std::vector<int>(blocks * threads));
+            ASSERT_EQ(launch(count_visits, {blocks, threads}, nullptr, visits.data()), ABSGD_OK);
+            EXPECT_EQ(visits.get(), std::vector<int>(blocks * threads, 1));
+        }
+    }
+}
+
+void rotate(const int *in, int *out) {
+    struct numbers { int of[1024]; };
+    ABSGD_SHARED(numbers, shared);
+    shared.of[threadIdx.x] = in[threadIdx.x];
+    __syncthreads();
+    out[threadIdx.x] = shared.of[(threadIdx.x + 1) % blockDim.x];
+}
+
+TEST(Harness, ABarrierOrdersABlock) {
+    std::vector<int> in(1024), wanted(1024);
+    for (int i = 0; i < 1024; i++) {
+        in[i] = i * i;
+        wanted[i] = (i + 1) % 1024 * ((i + 1) % 1024);
+    }
+    const DeviceArray<int> from(in), to(std::vector<int>(1024));
+    launch(rotate, {1, 1024}, nullptr, from.data(), to.data());
+    EXPECT_EQ(to.get(), wanted);
+}
+
+void sum_of_grid(int *parts, int *totals) {
+    const int sum = absgd::reduce(static_cast<int>(threadIdx.x), blockDim.x,
+                                  [](int a, int b) { return a + b; });
+    if (threadIdx.x == 0) parts[blockIdx.x] = sum;
+    absgd::sync_grid();
+    int total = 0;
+    for (unsigned b = 0; b < gridDim.x; b++) total += parts[b];
+    totals[blockIdx.x * blockDim.x + threadIdx.x] = total;
+}
+
+TEST(Harness, ReductionsAndTheGridBarrier) {
+    for (int blocks : {1, 2, 4}) {
+        for (int threads : {32, 96, 256}) {
+            const DeviceArray<int> parts(std::vector<int>(blocks, 0));
+            const DeviceArray<int> totals(std::vector<int>(blocks * threads));
+            ASSERT_EQ(launch(sum_of_grid, {blocks, threads, true}, nullptr, parts.data(),
+                             totals.data()),
+                      ABSGD_OK);
+            EXPECT_EQ(totals.get(), std::vector<int>(blocks * threads,
+                                                     blocks * threads * (threads - 1) / 2));
+        }
+    }
+}
+
+#if !defined(CUDA_ON_CPU_TSAN) /* which would call this kernel what it is: a race */
+void last_of_block(int *last) { last[blockIdx.x] = static_cast<int>(threadIdx.x); }
+
+TEST(Harness, TheOrderOfThreadsChanges) {
+    std::vector<int> seen;
+    for (int i = 0; i < 10; i++) {
+        const DeviceArray<int> last(0);
+        launch(last_of_block, {1, 64}, nullptr, last.data());
+        seen.push_back(last.get()[0]);
+    }
+    EXPECT_NE(seen, std::vector<int>(10, seen[0]));
+}
+#endif
+
+void read_unset(float *out) {
+    ABSGD_SHARED(float, never_written);
+    *out = never_written;
+}
+
+TEST(Harness, SharedMemoryBeginsAsNan) {
+    const DeviceArray<float> out(0.0f);
+    launch(read_unset, {1, 1}, nullptr, out.data());
+    EXPECT_TRUE(std::isnan(out.get()[0]));
+}
+
+void diverging_barrier() {
+    if (threadIdx.x < 5) __syncthreads();
+}
+
+void diverging_shuffle() {
+    if (threadIdx.x < 5) __syncwarp();
+}
+
+TEST(HarnessDeathTest, ABarrierThatIsNotReachedByAllAborts) {
+    EXPECT_DEATH(launch(diverging_barrier, {1, 64}, nullptr), "not reached by all");
+    EXPECT_DEATH(launch(diverging_shuffle, {1, 64}, nullptr), "not reached by all");
+}
+
+void meet() { cooperative_groups::this_grid().sync(); }
+
+TEST(HarnessDeathTest, AGridBarrierNeedsACooperativeLaunch) {
+    EXPECT_DEATH(launch(meet, {2, 32}, nullptr), "not cooperative");
+}
+
+TEST(Harness, AGridThatIsNotResidentAtOnceIsRefused) {
+    EXPECT_EQ(launch(meet, {100, 1024, true}, nullptr), ABSGD_CUDA_ERROR);
+}
+
+/* ---- what only the launchers' surroundings can show ---- */
+
+TEST(Launches, AFailureIsReported) {
+    const DeviceArray<double> d(std::vector<double>(32));
+    const absgd_rule rule = {0.9, 1.0, NAN};
+    cuda_on_cpu::next_error = 1;
+    EXPECT_EQ(absgd_carry_log_s_cuda(d.data(), &rule, d.data(), d.data() + 1, nullptr),
+              ABSGD_CUDA_ERROR);
+    EXPECT_EQ(absgd_carry_log_s_cuda(d.data(), &rule, d.data() + 1, d.data() + 2, nullptr),
+              ABSGD_OK);
+}
+
+TEST(Launches, WeighIsOneAtEveryBatchSize) {
+    const absgd_rule rule = {0.9, 1.0, NAN};
+    for (int64_t n : {1, 2048, 20000}) {
+        const DeviceArray<float> losses(std::vector<float>(n, 1.0f)), weights(losses.get()),
+            coefficients(losses.get());
+        const DeviceArray<double> lam(1.0), log_s(NAN), log_s_lam(1.0);
+        const DeviceArray<absgd_report> reports(std::vector<absgd_report>(2));
+        const DeviceArray<absgd_stats> scratch(std::vector<absgd_stats>(10));
+        const int before = cuda_on_cpu::launches;
+        ASSERT_EQ(absgd_weigh_cuda(ABSGD_FLOAT32, losses.data(), nullptr, n, nullptr, 0,
+                                   scratch.data(), lam.data(), &rule, log_s.data(),
+                                   log_s_lam.data(), reports.data(), 1.0, weights.data(),
+                                   coefficients.data(), nullptr),
+                  ABSGD_OK);
+        EXPECT_EQ(cuda_on_cpu::launches, before + 1);
+        EXPECT_EQ(weights.get(), std::vector<float>(n, 1.0f)); /* exp(L − logmeanexp L) */
+    }
+}
+
+TEST(Launches, AStepIsOneForSixHundredAndFortyTensors) {
+    float w[700] = {}, g[700] = {};
+    std::vector<absgd_tensor> tensors;
+    for (int i = 0; i < 700; i++) tensors.push_back({&w[i], &g[i], nullptr, i % 2, 0});
+    const absgd_sgd_options options = {0.1, 0, 0, 0, 1, 0, 0, 0};
+    for (int64_t n : {0, 1, 2, 640, 700}) {
+        const int before = cuda_on_cpu::launches;
+        ASSERT_EQ(absgd_sgd_step_cuda(ABSGD_FLOAT32, tensors.data(), n, &options, nullptr, nullptr,
+                                      nullptr, nullptr),
+                  ABSGD_OK);
+        EXPECT_EQ(cuda_on_cpu::launches - before, n < 2 ? 0 : 1); /* empty tensors do not count */
+    }
+}
+
+} // namespace

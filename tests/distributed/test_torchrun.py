@@ -1,0 +1,117 @@
+"""Recipes under torchrun: several processes, of which one dies in the middle of an epoch."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+RECIPES = Path(__file__).resolve().parents[2] / "recipes"
+OPTIONS = [
+    "--arch", "resnet20", "--imbalance", "none", "--epochs", "4", "--stage-two", "2", "--lam", "1",
+    "--lr", "0.02", "--warmup-epochs", "0", "--batch-size", "16", "--checkpoint-every", "2",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Ten classes of six noisy images for training and two for testing, in CIFAR-10's layout."""
+    root = tmp_path_factory.mktemp("data")
+    random = torch.Generator().manual_seed(0)
+    centres = torch.randint(60, 190, (10, 3, 1, 1), generator=random)
+    for part, n in (("train", 6), ("test", 2)):
+        for c in range(10):
+            folder = root / "cifar10" / part / f"class{c}"
+            folder.mkdir(parents=True)
+            for i in range(n):
+                noise = torch.randint(-60, 60, (3, 32, 32), generator=random)
+                pixels = (centres[c] + noise).byte().permute(1, 2, 0).numpy()
+                Image.fromarray(pixels).save(folder / f"{i}.png")
+    return root
+
+
+def start(images: Path, output: Path, *options: str) -> subprocess.Popen[str]:
+    command = [
+        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2",
+        "--max-restarts=2", "--monitor-interval=0.1", str(RECIPES / "cifar_lt.py"),
+        "--data-dir", str(images), "--output-dir", str(output), *OPTIONS, *options,
+    ]  # fmt: skip
+    return subprocess.Popen(
+        command,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def workers(process: subprocess.Popen[str]) -> list[int]:
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    return [int(pid) for pid in children.read_text().split()]
+
+
+def results(output: Path) -> dict[str, Any]:
+    """What a run wrote: results, every line of its log, and its last parameters and log_s."""
+    state = torch.load(output / "checkpoint.pt", weights_only=True)
+    return {
+        "results": json.loads((output / "results.json").read_text()),
+        "log": (output / "log.jsonl").read_text(),
+        "model": {name: t.tolist() for name, t in state["model"].items()},
+        "log_s": float(state["optimizer"]["param_groups"][0]["log_s"]),
+    }
+
+
+def wait_until_in_mid_epoch(process: subprocess.Popen[str], output: Path) -> None:
+    """Until there is a checkpoint of the second epoch or a later one, that is not of its end."""
+    path, deadline = output / "checkpoint.pt", time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None:
+        if path.exists():
+            state = torch.load(path, weights_only=True)  # always whole: it is renamed into place
+            if state["epoch"] >= 1 and state["batch"] > 0:
+                return
+        time.sleep(0.01)
+    raise AssertionError(f"no checkpoint within an epoch: {process.communicate()[0]}")
+
+
+def test_a_worker_dies_and_nothing_is_lost(images: Path, tmp_path: Path) -> None:
+    calm = start(images, tmp_path / "calm")
+    output, _ = calm.communicate(timeout=300)
+    assert calm.returncode == 0, output
+    assert output.count("epoch   0") == 1, output  # one of the two prints
+
+    hit = start(images, tmp_path / "hit")
+    wait_until_in_mid_epoch(hit, tmp_path / "hit")
+    victim = workers(hit)[-1]
+    os.kill(victim, signal.SIGKILL)
+    output, _ = hit.communicate(timeout=300)
+    assert hit.returncode == 0, output
+    assert f"pid: {victim}" in output and "SIGKILL" in output, output
+    assert output.count("60 training images") == 2, output  # it did start twice
+
+    assert results(tmp_path / "hit") == results(tmp_path / "calm")
+
+
+def test_two_processes_train_as_one(images: Path, tmp_path: Path) -> None:
+    """On the same batches, up to the statistics that batch normalisation takes of each part."""
+    two = start(images, tmp_path / "two", "--epochs", "1")
+    output, _ = two.communicate(timeout=300)
+    assert two.returncode == 0, output
+    command = [sys.executable, str(RECIPES / "cifar_lt.py"), "--data-dir", str(images),
+               "--output-dir", str(tmp_path / "one"), *OPTIONS, "--epochs", "1"]  # fmt: skip
+    one = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=True)
+    assert one.returncode == 0
+    logs = [
+        json.loads((tmp_path / name / "log.jsonl").read_text().splitlines()[0])
+        for name in ("two", "one")
+    ]
+    assert logs[0]["loss"] == pytest.approx(logs[1]["loss"], rel=0.1)
+    assert [w is None for w in logs[0]["class_weight"]] == [False] * 10

@@ -1,0 +1,103 @@
+"""Algorithm 1 of ABSGD and the momentum step, in float64 and plain Python: what the package is
+compared with. Nothing here comes from the package.
+
+Qi, Xu, Yin, Jin, Yang: Attentional-Biased Stochastic Gradient Descent. TMLR 2023.
+"""
+
+import math
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+INPUTS, HIDDEN, CLASSES = 5, 6, 3
+SIZE = (INPUTS + 1) * HIDDEN + (HIDDEN + 1) * CLASSES  # of the small model's parameter vector
+
+
+def log_mean_exp(z: list[float]) -> float:
+    """log of the mean of exp(z)."""
+    largest = max(z)
+    return largest + math.log(math.fsum(math.exp(v - largest) for v in z) / len(z))
+
+
+@dataclass
+class Algorithm1:
+    """The state (w, v or d, log_s) of one run, and its steps."""
+
+    w: Tensor
+    lr: float
+    lam: float = math.inf
+    gamma: float = 0.9
+    alpha: float = 1.0
+    s_init: float | None = None
+    momentum: float = 0.0
+    weight_decay: float = 0.0
+    polyak: bool = False
+    log_s: float = math.nan
+    buffer: Tensor | None = None
+    p: list[float] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        if self.s_init is not None:
+            self.log_s = math.log(self.s_init) if self.s_init > 0 else -math.inf
+
+    def weigh(self, losses: list[float]) -> float:
+        """Lines 1 to 4: takes the batch into log_s, sets p, and returns (1/B) Σ p_i L_i."""
+        if math.isinf(self.lam):
+            self.p = [1.0] * len(losses)
+        else:
+            batch = math.log(self.alpha) + log_mean_exp([v / self.lam for v in losses])
+            if math.isnan(self.log_s):
+                self.log_s = batch
+            else:
+                old = math.exp(self.log_s - batch) if self.gamma < 1 else 0.0
+                self.log_s = batch + math.log((1 - self.gamma) * old + self.gamma)
+            self.p = [math.exp(v / self.lam - self.log_s) for v in losses]
+        return math.fsum(p * v for p, v in zip(self.p, losses, strict=True)) / len(losses)
+
+    def move(self, gradient: Tensor) -> None:
+        """Line 5, with r(w) = ½‖w‖²: v ← βv + g, w ← w − ηv, or the paper's Equation 2."""
+        g = gradient + self.weight_decay * self.w
+        if self.polyak:
+            last = torch.zeros_like(g) if self.buffer is None else self.buffer
+            self.buffer = self.momentum * last - self.lr * g
+            self.w = self.w + self.buffer
+        else:
+            last = torch.zeros_like(g) if self.buffer is None else self.buffer
+            self.buffer = self.momentum * last + g
+            self.w = self.w - self.lr * self.buffer
+
+    def step(self, x: Tensor, y: Tensor) -> float:
+        """One iteration on the mini-batch (x, y) of the small model; its weighted loss."""
+        w = self.w.clone().requires_grad_()
+        losses = small_model_losses(w, x, y)
+        weighted = self.weigh(losses.tolist())
+        p = torch.tensor(self.p, dtype=torch.float64)
+        (gradient,) = torch.autograd.grad(losses, w, p / len(p))
+        self.move(gradient)
+        return weighted
+
+
+def small_model_losses(w: Tensor, x: Tensor, y: Tensor) -> Tensor:
+    """Cross-entropy, one a sample, of a network with one hidden layer of tanh: not convex in w."""
+    sizes = (INPUTS * HIDDEN, HIDDEN, HIDDEN * CLASSES, CLASSES)
+    w1, b1, w2, b2 = w.split(sizes)
+    hidden = torch.tanh(x @ w1.view(INPUTS, HIDDEN) + b1)
+    logits = hidden @ w2.view(HIDDEN, CLASSES) + b2
+    picked = logits.gather(1, y[:, None])[:, 0]
+    return torch.logsumexp(logits, 1) - picked
+
+
+def small_problem(seed: int, n: int = 64) -> tuple[Tensor, Tensor, Tensor]:
+    """Initial parameters [SIZE], inputs [n, INPUTS] and imbalanced labels [n], float64."""
+    random = torch.Generator().manual_seed(seed)
+    w = 0.5 * torch.randn(SIZE, generator=random, dtype=torch.float64)
+    y = torch.randint(10, (n,), generator=random).sub(7).clamp(0)  # class 0 is eight in ten
+    centres = torch.randn(CLASSES, INPUTS, generator=random, dtype=torch.float64)
+    x = centres[y] + torch.randn(n, INPUTS, generator=random, dtype=torch.float64)
+    return w, x, y
+
+
+def objective(losses: Tensor, lam: float) -> Tensor:
+    """F_λ = λ log mean exp(L/λ), the information-regularised DRO objective."""
+    return lam * (torch.logsumexp(losses / lam, 0) - math.log(len(losses)))

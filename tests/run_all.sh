@@ -1,0 +1,80 @@
+#!/usr/bin/env bash
+# All tests, against the package that is installed in the active environment:
+#
+#   pip install "torch>=2.10" setuptools wheel cmake
+#   pip install --no-build-isolation ".[recipes,test]" && tests/run_all.sh
+#
+# Style, the GoogleTests under AddressSanitizer and UBSan, the CUDA kernels on the CPU (and, with
+# nvcc, their compilation), the kernels for aarch64 (with a cross compiler), and pytest, to which
+# arguments are handed on. Builds in a temporary folder; nothing in the source tree changes.
+set -euo pipefail
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+cd "$root"
+export OMP_NUM_THREADS=1 CMAKE_BUILD_PARALLEL_LEVEL=${CMAKE_BUILD_PARALLEL_LEVEL:-$(nproc)}
+build=$(mktemp -d)
+trap 'rm -rf "$build"' EXIT
+
+stage() { # name, command …
+    local start=$SECONDS
+    echo "=== $1"
+    "${@:2}"
+    echo "=== $1: $((SECONDS - start)) s"
+}
+
+has() { command -v "$1" >/dev/null; }
+
+style() {
+    ruff check .
+    ruff format --check .
+}
+
+installed() { # the tests are of what was installed, not of the source tree
+    cd "$build"
+    python - "$root" <<'EOF'
+import sys, torch, torch_absgd
+assert not torch_absgd.__file__.startswith(sys.argv[1]), torch_absgd.__file__
+print(f"torch {torch.__version__}, torch_absgd in {torch_absgd.__file__}")
+EOF
+    cd "$root"
+}
+
+ctest_all() { ctest --test-dir "$1" --output-on-failure --no-tests=error; }
+
+cpp_tests() {
+    local flags="-fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer"
+    cmake -S . -B "$build/cpp" -DTORCH_ABSGD_TESTS=ON \
+        -DTORCH_ABSGD_TORCH_DIR="$(python -c 'import os, torch; print(os.path.dirname(torch.__file__))')" \
+        -DCMAKE_C_FLAGS="$flags" -DCMAKE_CXX_FLAGS="$flags" >/dev/null
+    cmake --build "$build/cpp" --target absgd_tests
+    ctest_all "$build/cpp"
+}
+
+cuda_kernels_on_the_cpu() {
+    cmake -S tests/cuda_host -B "$build/cuda_host" >/dev/null
+    cmake --build "$build/cuda_host"
+    ctest_all "$build/cuda_host"
+}
+
+cuda_compilation() {
+    local file
+    for file in cuda/*.cu; do
+        nvcc -std=c++17 -Werror all-warnings -Icsrc -Icuda -c "$file" -o "$build/cuda.o"
+    done
+}
+
+aarch64_compilation() {
+    local file
+    for file in csrc/*.c; do
+        aarch64-linux-gnu-gcc -std=c17 -O3 -Wall -Wextra -Werror -fopenmp-simd -ffp-contract=off \
+            -fno-math-errno -fno-trapping-math -DABSGD_LEVEL=1 -c "$file" -o "$build/aarch64.o"
+    done
+}
+
+stage "style" style
+stage "installed package" installed
+stage "GoogleTests with ASan and UBSan" cpp_tests
+stage "CUDA kernels on the CPU" cuda_kernels_on_the_cpu
+if has nvcc; then stage "CUDA compilation" cuda_compilation; fi
+if has aarch64-linux-gnu-gcc; then stage "aarch64 compilation" aarch64_compilation; fi
+echo "=== pytest (after $SECONDS s)"
+python -m pytest tests -n 2 --dist loadfile "$@"

@@ -1,0 +1,82 @@
+"""The benchmark suite runs end to end and leaves nothing out; no time is asserted."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+BENCH = Path(__file__).parent / "bench"
+sys.path.append(str(BENCH))
+from contest import Case, Contender, Result, Settings, contest, measured, summary
+
+SETTINGS = Settings(threads=1, seconds=0.01, compiles=False)
+
+
+def run(*options: str | Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, BENCH / "run.py", *options]
+    return subprocess.run(list(map(str, command)), capture_output=True, text=True)
+
+
+def test_rows_end_to_end(tmp_path: Path) -> None:
+    only = ("--only", "step/1 Mi", "loss/LDAM 128×10", "mean/CE 128×10", "weigh", "search/B = 64")
+    listed = run("--list", *only).stdout.splitlines()
+    assert len(listed) == 13
+    file = tmp_path / "results.json"
+    done = run("--quick", "--threads", "1", "--json", file, "--build", tmp_path / "b", *only)
+    assert done.returncode == 0, done.stderr
+    results = json.loads(file.read_text())
+    assert [row["name"] for row in results["rows"]] == listed
+    assert results["machine"]["threads"] == 1
+    for row in results["rows"]:
+        assert f"| {row['name'].split('/', 1)[1]} |" in done.stdout
+        assert row["best_peer"] in row["peers"] and row["ours"] == "ours"
+        assert row["best_peer"] in row["contenders"] and row["rounds"] >= 7
+        low, high = row["ratio_interval"]
+        assert 0 < low <= high and row["fraction_of_limit"] > 0
+        assert row["is_met"] in ((None,) if row["target"] is None else (True, False))
+        medians = {name: c["median"] for name, c in row["contenders"].items()}
+        assert row["ratio"] == pytest.approx(medians[row["best_peer"]] / medians["ours"])
+        assert medians[row["best_peer"]] == min(medians[name] for name in row["peers"])
+
+
+def test_unknown_rows_are_an_error() -> None:
+    done = run("--only", "no such row")
+    assert done.returncode != 0
+    assert "'no such row'" in done.stderr
+
+
+def test_a_failing_row_stays_in_the_report(capsys: pytest.CaptureFixture[str]) -> None:
+    def fail(_: Settings) -> Result:
+        raise RuntimeError("as planned")
+
+    row = measured(Case("step/broken", fail), SETTINGS)
+    assert row == {"name": "step/broken", "error": "RuntimeError: as planned"}
+
+
+def test_contenders_take_turns() -> None:
+    calls: list[str] = []
+    contenders = [Contender(name, lambda name=name: calls.append(name)) for name in "abc"]
+    contest(SETTINGS, contenders, flush=lambda: calls.append("flush"))
+    turns = "".join(calls[calls.index("flush") :]).replace("flush", "")
+    assert turns.startswith("abcbcacababc")
+
+
+def test_what_a_row_says() -> None:
+    result = Result(
+        {"ours": [1.0, 2.0, 3.0], "a": [6.0] * 3, "b": [5.0, 4.0, 5.0], "ours too": [1.0] * 3},
+        peers=["a", "b"],
+        limit=[1.0, 1.0, 1.0],
+    )
+    row = summary(Case("g/x", lambda _: result, target=2.5, limit_target=0.6), result)
+    assert row["best_peer"] == "b"
+    assert row["ratio"] == 2.5
+    assert row["fraction_of_limit"] == 0.5
+    assert row["is_met"] is False  # the ratio is, the limit is not
+    low, high = row["ratio_interval"]
+    assert low < 2.5 < high
+    reaching = Case("g/x", lambda _: result, target=3.0, reaches=True)
+    assert summary(reaching, result)["is_met"] is True
