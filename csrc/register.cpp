@@ -2,6 +2,8 @@
  * of absgd.h behind them. On LibTorch's stable ABI, so that one binary serves every torch since
  * 2.10. Python (_ops.py) adds the fake kernels; the CUDA object adds its own implementations. */
 #include "operators.h"
+#include "register_batch.h"
+#include "register_step.h"
 
 #include <algorithm>
 #include <utility>
@@ -9,41 +11,7 @@
 namespace absgd {
 namespace {
 
-constexpr int64_t STATS_SIZE = sizeof(absgd_stats) / sizeof(double);
-constexpr int64_t REPORT_SIZE = sizeof(absgd_report) / sizeof(double);
-constexpr int64_t ACCUMULATION_SIZE = sizeof(absgd_accumulation) / sizeof(double);
-constexpr int64_t LAM_RULE_SIZE = sizeof(absgd_lam_rule) / sizeof(double);
-constexpr int64_t LAM_ROW_SIZE = sizeof(absgd_lam_row) / sizeof(double);
-constexpr int64_t LAM_SEARCH_SIZE = sizeof(absgd_lam_search) / sizeof(double);
 constexpr int64_t STEP_CHUNK = 16384; /* elements that are worth a thread */
-
-int64_t chunks(int64_t n, int64_t size) { return (n + size - 1) / size; }
-
-/* Losses with their mask, as absgd.h takes them. Owns what it had to copy. */
-struct Losses {
-    Tensor values;
-    std::optional<Tensor> mask;
-    absgd_dtype dtype;
-    int64_t n;
-
-    Losses(const Tensor &losses, const std::optional<Tensor> &mask_)
-        : values(as_contiguous(losses)), dtype(dtype_of(losses, "losses")), n(losses.numel()) {
-        if (!mask_) return;
-        STD_TORCH_CHECK(mask_->scalar_type() == ScalarType::Bool, "mask must be bool, got ",
-                        torch::headeronly::toString(mask_->scalar_type()));
-        STD_TORCH_CHECK(mask_->numel() == n, "mask must have the losses' ", n, " elements, got ",
-                        mask_->numel());
-        mask = as_contiguous(*mask_);
-    }
-
-    const void *at(int64_t i) const {
-        return static_cast<const char *>(values.const_data_ptr()) + i * values.element_size();
-    }
-
-    const uint8_t *mask_at(int64_t i) const {
-        return mask ? static_cast<const uint8_t *>(mask->const_data_ptr()) + i : nullptr;
-    }
-};
 
 absgd_stats stats_of(const Losses &losses, const double *lam) {
     std::vector<absgd_stats> rows(chunks(losses.n, ABSGD_STATS_CHUNK));
@@ -90,10 +58,6 @@ Tensor weights_of(const Losses &losses, const double *lam, const double *log_s,
                           factor, weights + i * size, weights + (losses.n + i) * size);
         });
     return out;
-}
-
-absgd_rule rule_of(double gamma, double alpha, double s_init) {
-    return absgd_rule{gamma, alpha, s_init};
 }
 
 Tensor batch_stats(const Tensor &losses, std::optional<Tensor> mask, const Tensor &lam) {
@@ -178,7 +142,8 @@ absgd_lam_search *search_of(const Tensor &search) {
 std::vector<absgd_lam_row> lam_rows(const Losses &losses, const absgd_lam_rule *rule,
                                     const absgd_lam_search *search) {
     std::vector<absgd_lam_row> rows(chunks(losses.n, ABSGD_STATS_CHUNK));
-    check(absgd_lam_sums(losses.dtype, losses.at(0), nullptr, 0, rule, search, rows.data()),
+    absgd_lam_row none; /* the arguments are checked where the batch is empty, too */
+    check(absgd_lam_sums(losses.dtype, losses.at(0), nullptr, 0, rule, search, &none),
           "absgd::lam_sums");
     torch::stable::parallel_for(0, rows.size(), 1, [&](int64_t begin, int64_t end) {
         for (int64_t row = begin; row < end; row++) {
@@ -231,30 +196,6 @@ void lam_update(const Tensor &lam_rule, const Tensor &search, const Tensor &lam)
           "absgd::lam_update");
 }
 
-/* Whether elements lie in memory without gaps or overlaps, in whatever order of dimensions. */
-bool is_dense(const Tensor &t) {
-    if (t.is_contiguous()) return true;
-    std::vector<std::pair<int64_t, int64_t>> dims; /* stride, size */
-    for (int64_t d = 0; d < t.dim(); d++) {
-        if (t.size(d) != 1) dims.emplace_back(t.stride(d), t.size(d));
-    }
-    std::sort(dims.begin(), dims.end());
-    int64_t expected = 1;
-    for (auto [stride, size] : dims) {
-        if (stride != expected) return false;
-        expected *= size;
-    }
-    return true;
-}
-
-bool same_layout(const Tensor &a, const Tensor &b) {
-    if (a.is_contiguous() && b.is_contiguous()) return true;
-    for (int64_t d = 0; d < a.dim(); d++) {
-        if (a.size(d) != 1 && a.stride(d) != b.stride(d)) return false;
-    }
-    return true;
-}
-
 /* One step over tensors of one dtype. */
 void step_tensors(absgd_dtype dtype, const absgd_tensor *tensors, int64_t n,
                   const absgd_sgd_options &options) {
@@ -280,13 +221,6 @@ absgd_sgd_options options_of(double lr, const std::optional<Tensor> &lr_tensor, 
             polyak};
 }
 
-void check_alike(const Tensor &t, const Tensor &param, size_t i, const char *name) {
-    const auto sizes = t.sizes(), wanted = param.sizes();
-    STD_TORCH_CHECK(t.scalar_type() == param.scalar_type() && t.is_cpu() &&
-                        std::equal(sizes.begin(), sizes.end(), wanted.begin(), wanted.end()),
-                    name, "[", i, "] must have the dtype, shape and device of params[", i, "]");
-}
-
 void sgd_step_(const std::vector<Tensor> &params, const std::vector<Tensor> &grads,
                const std::vector<Tensor> &momenta, bool fresh, double lr,
                std::optional<Tensor> lr_tensor, double momentum, double dampening,
@@ -296,35 +230,12 @@ void sgd_step_(const std::vector<Tensor> &params, const std::vector<Tensor> &gra
     const absgd_sgd_options options =
         options_of(lr, lr_tensor, momentum, dampening, weight_decay, nesterov, maximize, polyak,
                    grad_scale);
-    STD_TORCH_CHECK(grads.size() == params.size() &&
-                        (momenta.empty() || momenta.size() == params.size()),
-                    "params, grads and momenta must have one length (momenta may be empty), got ",
-                    params.size(), ", ", grads.size(), " and ", momenta.size());
-    std::vector<absgd_tensor> tensors[4]; /* by dtype */
-    std::vector<Tensor> copies;           /* dense stand-ins for strided tensors */
-    std::vector<std::pair<Tensor, Tensor>> write_back;
-    const auto dense = [&](const Tensor &t, bool as_is, bool written) {
-        if (as_is) return t.mutable_data_ptr();
-        copies.push_back(as_contiguous(t));
-        if (copies.back().mutable_data_ptr() == t.mutable_data_ptr()) return t.mutable_data_ptr();
-        if (written) write_back.emplace_back(t, copies.back());
-        return copies.back().mutable_data_ptr();
-    };
-    for (size_t i = 0; i < params.size(); i++) {
-        const Tensor &w = params[i], &g = grads[i];
-        const Tensor *v = momenta.empty() ? nullptr : &momenta[i];
-        check_alike(g, w, i, "grads");
-        if (v) check_alike(*v, w, i, "momenta");
-        const bool as_is = is_dense(w) && same_layout(g, w) && (!v || same_layout(*v, w));
-        tensors[dtype_of(w, "params")].push_back(
-            {dense(w, as_is, true), dense(g, as_is, false), v ? dense(*v, as_is, true) : nullptr,
-             w.numel(), fresh});
-    }
+    StepTensors tensors(params, grads, momenta, fresh);
     for (int dtype = ABSGD_FLOAT32; dtype <= ABSGD_BFLOAT16; dtype++) {
-        step_tensors(static_cast<absgd_dtype>(dtype), tensors[dtype].data(), tensors[dtype].size(),
-                     options);
+        const std::vector<absgd_tensor> &list = tensors.of[dtype];
+        step_tensors(static_cast<absgd_dtype>(dtype), list.data(), list.size(), options);
     }
-    for (auto &[original, copy] : write_back) torch::stable::copy_(original, copy);
+    tensors.write_back();
 }
 
 /* The same step, of tensors whose addresses Python keeps in a table between steps: [n, 5] int64,
@@ -338,11 +249,7 @@ void sgd_step_table(const Tensor &table, const Tensor &anchor, double lr,
     const absgd_sgd_options options =
         options_of(lr, lr_tensor, momentum, dampening, weight_decay, nesterov, maximize, polyak,
                    grad_scale);
-    STD_TORCH_CHECK(table.scalar_type() == ScalarType::Long && table.is_contiguous() &&
-                        table.dim() == 2 && table.size(1) * 8 == sizeof(absgd_tensor),
-                    "table must be a contiguous int64 tensor of shape [n, 5]");
-    step_tensors(dtype_of(anchor, "params"), static_cast<const absgd_tensor *>(table.data_ptr()),
-                 table.size(0), options);
+    step_tensors(dtype_of(anchor, "params"), step_table(table), table.size(0), options);
 }
 
 } // namespace

@@ -15,7 +15,8 @@ neither positive nor uncertain. No patient is in both lists.
 
 Class i, in the order of CLASSES, has n_i = n_0·ρ^(−i/3) training images, rounded down, with n_0
 such that COVID-19 has 378. The totals that the paper prints, 12,875 and 4,516, do not follow from
-this formula, its own, at any ρ that it names; the formula is what is followed here.
+this formula, its own, at a round ρ: they would take ρ of about 22.3 and 5.9. The formula is what is
+followed here.
 """
 
 from __future__ import annotations
@@ -101,8 +102,7 @@ def read_chexpert(directory: Path) -> Iterator[XRay]:
 def class_counts(ratio: float, rarest: int) -> list[int]:
     """n_i = n_0·ρ^(−i/3), rounded down; the last is ``rarest``."""
     last = len(CLASSES) - 1
-    counts = [int(rarest * ratio ** ((last - i) / last) + 1e-9) for i in range(len(CLASSES))]
-    return counts
+    return [int(rarest * ratio ** ((last - i) / last) + 1e-9) for i in range(len(CLASSES))]
 
 
 def split(

@@ -116,7 +116,9 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any] | None:
     torch.backends.cudnn.deterministic = True
     model, task = build(args)
     counts = task.class_counts
-    print(f"{args.dataset}: {sum(counts)} training images, per class {max(counts)} to {min(counts)}")
+    print(
+        f"{args.dataset}: {sum(counts)} training images, per class {max(counts)} to {min(counts)}"
+    )
     return engine.fit(args, model, task)
 
 

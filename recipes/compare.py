@@ -1,7 +1,8 @@
 """ABSGD beside the systems that it is compared with, on your data, in one command.
 
-    python recipes/compare.py run                                      # long-tailed digits, minutes
+    python recipes/compare.py run --select                             # long-tailed digits, minutes
     python recipes/compare.py run --dataset cifar10 --data-dir data --select --methods absgd meta
+    python recipes/compare.py cost --dataset cifar10 --data-dir data   # of a step alone
     python recipes/compare.py table runs/sweep runs/compare            # finished runs as one table
 
 A run prints accuracy over seeds, the cost of a step relative to SGD's, extra memory and extra data
@@ -34,7 +35,7 @@ from methods import METHODS, Setting
 
 # What --select may choose for every method, beside the method's own (methods.py).
 COMMON = {
-    "digits": {"lr": (0.1, 0.2, 0.4), "lr_factor": (1.0, 0.1, 0.03), "weight_decay": (1e-4, 1e-3)},
+    "digits": {"lr": (0.03, 0.1, 0.3), "lr_factor": (1.0, 0.1), "weight_decay": (1e-4, 1e-3)},
     "cifar": {"lr": (0.1,), "lr_factor": (1.0, 0.3, 0.1, 0.03), "weight_decay": (5e-4,)},
 }
 DEFAULTS = {
@@ -54,7 +55,7 @@ def build_parser() -> argparse.ArgumentParser:
     table.add_argument("runs", nargs="+", type=Path, metavar="RUN",
                        help="results.json, or a folder that holds some")  # fmt: skip
     table.add_argument("--output-dir", type=Path, default=Path("runs/table"))
-    run = commands.add_parser("run", help="train methods side by side")
+    run = argparse.ArgumentParser(add_help=False)
     # fmt: off
     run.add_argument("--dataset", choices=("digits", "cifar10", "cifar100"), default="digits")
     run.add_argument("--methods", nargs="+", choices=METHODS, metavar="NAME",
@@ -80,6 +81,8 @@ def build_parser() -> argparse.ArgumentParser:
     run.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     run.add_argument("--output-dir", type=Path, default=Path("runs/compare"))
     # fmt: on
+    commands.add_parser("run", parents=[run], help="train methods side by side")
+    commands.add_parser("cost", parents=[run], help="only measure what a step of each costs")
     return parser
 
 
@@ -134,19 +137,35 @@ def select(args: argparse.Namespace) -> dict[str, list[dict[str, Any]]]:
     with tqdm(total=sum(len(candidates(args, n)) for n in args.methods), disable=None) as bar:
         for name in args.methods:
             path = args.output_dir / "trials" / f"{name}.json"
-            tried = json.loads(path.read_text()) if path.exists() else []
+            keys = [of.key for of in problems.values()]
+            tried = read_trials(path, candidates(args, name), keys)
             for setting in candidates(args, name)[len(tried) :]:
                 bar.set_description(f"selecting, {name}")
-                accuracies = [
-                    run_one(args, problems[seed], name, setting, seed)["metrics"]["balanced"]
-                    for seed in args.select_seeds
-                ]
-                tried.append({"setting": setting, "validation": accuracies})
+                runs = [run_one(args, problems[s], name, setting, s) for s in args.select_seeds]
+                accuracies = [0 if r["diverged"] else r["metrics"]["balanced"] for r in runs]
+                tried.append({"setting": setting, "validation": accuracies, "of": keys})
                 path.parent.mkdir(parents=True, exist_ok=True)
                 report.write_json(path, tried)
                 bar.update()
             trials[name] = sorted(tried, key=lambda trial: -np.mean(trial["validation"]))
     return trials
+
+
+def read_trials(
+    path: Path, settings: list[Setting], keys: list[dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """Those that an earlier start of the same command made.
+
+    Raises:
+        ValueError: they are of another command.
+    """
+    if not path.exists():
+        return []
+    tried = json.loads(path.read_text())[: len(settings)]
+    for trial, setting in zip(tried, settings, strict=False):
+        if trial["setting"] != setting or trial["of"] != keys:
+            raise ValueError(f"{path} is of other options: name another --output-dir")
+    return tried
 
 
 def chosen_settings(args: argparse.Namespace) -> dict[str, Setting]:
@@ -170,14 +189,15 @@ def run_one(
     args: argparse.Namespace, of: comparison.Problem, name: str, setting: Setting, seed: int
 ) -> dict[str, Any]:
     """Trains and evaluates; the results in the form of the engine's results.json."""
-    stage_ones = args.output_dir / "stage_ones"
-    training = comparison.train(of, METHODS[name], setting, seed, stage_ones)
+    shared = args.output_dir / "shared"
+    training = comparison.train(of, METHODS[name], setting, seed, shared)
     return {
         "method": METHODS[name].title,
         "split": of.split,
         "metrics": training.metrics(),
         "class_counts": of.train.class_counts(),
         "groups": of.groups(of.train.class_counts()),
+        "diverged": training.diverged,
         "held_out": 0 if training.held_out is None else len(training.held_out),
         "config": {**of.key, **setting, "seed": seed},
         "torch": torch.__version__,
@@ -218,6 +238,14 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     return results
 
 
+def cost(args: argparse.Namespace) -> str:
+    settings = {name: grid(args, name)[len(grid(args, name)) // 2] for name in args.methods}
+    of = problem(args, args.seeds[0], validate=False)
+    text = comparison_report.costs(step_cost.measure(of, settings, args.rounds))
+    print(text)
+    return text
+
+
 def table(args: argparse.Namespace) -> str:
     found = comparison_report.find_runs(args.runs)
     text = comparison_report.table(found)
@@ -230,7 +258,7 @@ def table(args: argparse.Namespace) -> str:
 
 def main(argv: Sequence[str] | None = None) -> Any:
     args = parse(argv)
-    return table(args) if args.command == "table" else run(args)
+    return {"run": run, "cost": cost, "table": table}[args.command](args)
 
 
 if __name__ == "__main__":

@@ -204,31 +204,41 @@ class Training:
 
     def stage_one(self, folder: Path) -> None:
         """Trains it, or takes it from ``folder``, where methods that share it leave it."""
-        if self.args.stage_two == 0:
-            return
+        path = folder / f"{_name(self._stage_one_key())}.pt"
+        if not self._taken_from(path):
+            criterion = self._criterion(0)
+            self._train(
+                self.args.stage_two, lambda x, y: engine.train_step(self.run, criterion, x, y)
+            )
+            self._leave(path)
+
+    def _stage_one_key(self) -> dict[str, Any]:
+        """All that the numbers of stage one depend on."""
         common = ("lr", "weight_decay", "momentum", "seed", "batch_size", "stage_two")
-        shares = {
+        key = {
             "problem": self.problem.key,
             "options": {k: getattr(self.args, k) for k in common},
             "counts": self.counts,
-            "own": self._own_stage_one() if self.method.from_start else None,
+            "own": None,
         }
-        name = hashlib.sha256(json.dumps(shares, sort_keys=True).encode()).hexdigest()[:16]
-        path = folder / f"{name}.pt"
-        if path.exists():
-            every = set(options.config_of(self.args))
-            self.run.load_state_dict(checkpoint.load(path, self.args.device), every)
-            return
-        criterion = self._criterion(0)
-        self._train(self.args.stage_two, lambda x, y: engine.train_step(self.run, criterion, x, y))
-        folder.mkdir(parents=True, exist_ok=True)
-        checkpoint.save(self.run.state_dict(), path)
+        if self.method.from_start:
+            own = self.method.criterion
+            in_loss = {k: v for k, v in self.setting.items() if k in ("tau", "focal_gamma")}
+            key["own"] = [self.args.loss, self.method.sampling, own and own.__name__, in_loss]
+        return key
 
-    def _own_stage_one(self) -> list[Any]:
-        """What a method that begins from the start has in stage one."""
-        own = self.method.criterion
-        in_loss = {k: v for k, v in self.setting.items() if k in ("tau", "focal_gamma")}
-        return [self.args.loss, self.method.sampling, own and own.__name__, in_loss]
+    def _taken_from(self, path: Path) -> bool:
+        if not path.exists():
+            return False
+        every = set(options.config_of(self.args))
+        self.run.load_state_dict(checkpoint.load(path, self.args.device), every)
+        for group in self.run.optimizer.param_groups:
+            group["gamma"] = self.args.gamma  # the other method's was loaded
+        return True
+
+    def _leave(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        checkpoint.save(self.run.state_dict(), path)
 
     def enter_stage_two(self) -> None:
         method, model = self.method, self.run.model
@@ -245,9 +255,18 @@ class Training:
         )
         self.run.begin_epoch()
 
-    def stage_two(self) -> None:
+    def stage_two(self, folder: Path) -> None:
+        """Trains it and finishes; what is finished otherwise after the same training shares it."""
         self.enter_stage_two()
-        self._train(self.args.epochs, self._step)
+        setting = dict(self.setting)
+        if self.method.finish is not None:
+            setting.pop("tau", None)  # of what comes after
+        key = [self._stage_one_key(), self.method.options, setting]
+        path = folder / f"{_name(key)}.pt"
+        if not self.method.is_plain or not self._taken_from(path):
+            self._train(self.args.epochs, self._step)
+            if self.method.is_plain:
+                self._leave(path)
         if self.method.finish is not None:
             trained_on = engine.predict(self.run, "train", features=True)
             device = self.args.device
@@ -268,6 +287,10 @@ class Training:
         """One training step of stage two."""
         self._step(images, targets)
 
+    @property
+    def diverged(self) -> bool:
+        return not all(bool(p.isfinite().all()) for p in self.run.model.parameters())
+
     def metrics(self) -> dict[str, Any]:
         logits, targets = engine.predict(self.run, self.problem.split)
         groups = self.problem.groups(self.problem.train.class_counts())
@@ -275,8 +298,12 @@ class Training:
 
 
 def train(problem: Problem, method: Method, setting: Setting, seed: int, folder: Path) -> Training:
-    """A whole run; ``folder`` keeps stage ones that methods share."""
+    """A whole run; ``folder`` keeps what methods share."""
     training = Training(problem, method, setting, seed)
     training.stage_one(folder)
-    training.stage_two()
+    training.stage_two(folder)
     return training
+
+
+def _name(key: Any) -> str:
+    return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]

@@ -16,6 +16,7 @@ from methods import METHODS
 
 Results = dict[str, Any]
 GROUPS = ("many", "medium", "few")
+KINDS = {"lt": "long-tailed", "step": "step imbalance"}
 COLOURS = {"many": "#9ecae1", "medium": "#4292c6", "few": "#08306b"}
 
 
@@ -33,9 +34,9 @@ def side_by_side(results: Results) -> str:
             report.mean_std([run["metrics"][group] for run in runs])
             for group in ("overall", *GROUPS)
         ]
-        time = f"{cost['ratio']:.2f} ({cost['low']:.2f}–{cost['high']:.2f})"
-        memory = f"{cost['memory'] / 2**20:+.1f} MiB"
-        rows.append([METHODS[name].title, *accuracies, time, memory, needs(name, runs[0])])
+        if any(run.get("diverged") for run in runs):
+            accuracies = ["diverged", "", "", ""]
+        rows.append([METHODS[name].title, *accuracies, *_cost(cost), needs(name, runs[0])])
     config = some[0]["config"]
     own = {"lr", "weight_decay", "lr_factor", "seed", "validate"}
     described = ", ".join(f"{k} {v}" for k, v in config.items() if k not in own)
@@ -48,6 +49,20 @@ def side_by_side(results: Results) -> str:
     )
 
 
+def costs(cost: dict[str, dict[str, float]]) -> str:
+    """A row a method: what its step costs."""
+    return report.markdown(
+        ["method", "step ÷ SGD", "extra memory", "step (ms)"],
+        [[METHODS[n].title, *_cost(c), f"{1000 * c['seconds']:.3g}"] for n, c in cost.items()],
+    )
+
+
+def _cost(cost: dict[str, float]) -> tuple[str, str]:
+    kib = round(cost["memory"] / 2**10)
+    memory = f"{kib:+d} KiB" if abs(kib) < 1000 else f"{kib / 2**10:+.1f} MiB"
+    return f"{cost['ratio']:.2f} ({cost['low']:.2f}–{cost['high']:.2f})", memory
+
+
 def needs(name: str, run: Results) -> str:
     """What a method has to be given beside the training batches."""
     wanted = ["class counts"] if METHODS[name].reads_counts else []
@@ -57,44 +72,39 @@ def needs(name: str, run: Results) -> str:
 
 
 def plot_cost(results: Results, path: Path) -> None:
-    """Test accuracy against the cost of a step of stage two, a point a method, named beside it."""
-    runs = results["runs"]
-    cost = {name: results["cost"][name]["ratio"] for name in runs}
-    values = {n: 100 * np.array([r["metrics"]["balanced"] for r in runs[n]]) for n in runs}
-    height = max(4.5, 0.3 * len(runs) + 1)
-    figure, axes = plt.subplots(figsize=(9.5, height), layout="constrained")
-    right = max(cost.values())
-    names = sorted(runs, key=lambda n: -values[n].mean())
-    low = min(v.mean() for v in values.values())
-    high = max(v.mean() + _deviation(v) for v in values.values())
-    low, margin = max(low, high - 45), 0.03 * (high - max(low, high - 45)) + 0.5
-    places = np.linspace(high, low, len(names)) if len(names) > 1 else [high]
-    for name, place in zip(names, places, strict=True):
-        ours = "absgd" in name
-        colour = "#d1495b" if ours else "#3b6fb6"
-        mean = max(values[name].mean(), low)
-        axes.errorbar(cost[name], mean, yerr=_deviation(values[name]), fmt="o", color=colour,
-                      markersize=6, elinewidth=0.8, capsize=2, zorder=3)  # fmt: skip
-        axes.annotate(
-            f"{METHODS[name].title}  {values[name].mean():.1f}", (cost[name], mean),
-            (right * 1.25, place), va="center", fontsize=8.5, color=colour,
-            fontweight="bold" if ours else None,
-            arrowprops={"arrowstyle": "-", "color": colour, "alpha": 0.3, "linewidth": 0.7},
-        )  # fmt: skip
-    axes.axhline(values["sgd"].mean(), color="grey", linewidth=0.8, linestyle=":", zorder=0)
-    axes.axvline(1, color="grey", linewidth=0.8, linestyle=":", zorder=0)
-    axes.set_xscale("log")
-    axes.set(xlim=(min(cost.values()) / 1.15, right * 5), ylim=(low - margin, high + margin))
-    ticks = [t for t in (0.25, 0.5, 1, 2, 4, 8) if min(cost.values()) / 1.15 <= t <= right * 1.2]
-    axes.set_xticks(ticks, [f"{t:g}×" for t in ticks])
-    axes.xaxis.set_minor_locator(plt.NullLocator())
-    some = next(iter(runs.values()))
-    axes.set(
-        xlabel="time of a training step of stage two, SGD's = 1×",
-        ylabel=f"balanced {some[0]['split']} accuracy (%), {len(some)} seeds",
-        title=f"{_column(some[0])}: accuracy against cost",
-    )
-    axes.spines[["top", "right"]].set_visible(False)
+    """A row a method, the most accurate first: its accuracies, and what a step costs."""
+    runs, cost = results["runs"], results["cost"]
+    names = sorted(runs, key=lambda n: -np.mean([run["metrics"]["overall"] for run in runs[n]]))
+    some = runs["sgd"]
+    figure, (left, right) = plt.subplots(
+        1, 2, sharey=True, layout="constrained", width_ratios=(3, 2),
+        figsize=(11, 1.6 + 0.32 * len(names)),
+    )  # fmt: skip
+    for place, name in enumerate(names):
+        colour = _colour(METHODS[name].title)
+        _draw_row(left, place, runs[name], METHODS[name].title)
+        ratio, low, high = (cost[name][key] for key in ("ratio", "low", "high"))
+        right.barh(place, ratio, 0.62, color=colour, alpha=0.75,
+                   xerr=[[ratio - low], [high - ratio]],
+                   error_kw={"elinewidth": 0.8, "ecolor": "#333333"})  # fmt: skip
+        held_out = runs[name][0]["held_out"]
+        extra = f"×, and {held_out} held-out images" if held_out else "×"
+        right.text(max(ratio, high), place, f"  {ratio:.2f}{extra}", va="center", fontsize=8)
+    left.set_yticks(range(len(names)), [METHODS[name].title for name in names], fontsize=9)
+    for label, name in zip(left.get_yticklabels(), names, strict=True):
+        label.set_color(_colour(METHODS[name].title))
+    left.set_ylim(len(names) - 0.4, -0.6)
+    left.axvline(100 * np.mean([run["metrics"]["overall"] for run in some]), color="grey",
+                 linewidth=0.8, linestyle=":", zorder=0)  # fmt: skip
+    right.axvline(1, color="grey", linewidth=0.8, linestyle=":", zorder=0)
+    right.set_xlim(0, 2.4 * max(cost[name]["high"] for name in names))
+    left.set(xlabel=f"{some[0]['split']} accuracy (%), mean and deviation over {len(some)} seeds",
+             title=_column(some[0]))  # fmt: skip
+    right.set(xlabel="time of a step of stage two, SGD's = 1×", title="what a step costs")
+    left.grid(axis="x", linewidth=0.4, alpha=0.6)
+    for axes in (left, right):
+        axes.spines[["top", "right"]].set_visible(False)
+    _legend(figure, left)
     report.save(figure, path)
 
 
@@ -123,15 +133,17 @@ def find_runs(paths: Sequence[Path]) -> list[Results]:
 
 
 def _column(run: Results) -> str:
+    """The data set, how it was spoilt, and the split if it is not the test set."""
     config = run["config"]
-    if config.get("noisy"):
-        return f"{config['dataset']}, 40 % random labels"
+    words = [str(config.get("dataset", config.get("recipe", "?")))]
     kind = config.get("imbalance", "lt")
-    noise = config.get("label_noise")
-    words = [str(config.get("dataset", "?")), kind if kind != "none" else ""]
-    if kind != "none":
-        words.append(f"ρ = {config['imbalance_ratio']:g}" if "imbalance_ratio" in config else "")
-    return " ".join(filter(None, [*words, noise])) + (" (validation)" * (run["split"] != "test"))
+    if config.get("noisy"):
+        words.append("40 % random labels")
+    elif kind in KINDS and "imbalance_ratio" in config:
+        words.append(f"{KINDS[kind]}, ρ = {config['imbalance_ratio']:g}")
+    words += [config["label_noise"]] if config.get("label_noise") else []
+    words += [run["split"]] if run["split"] != "test" else []
+    return ", ".join(words)
 
 
 def _row(run: Results) -> str:
@@ -208,12 +220,21 @@ def plot_table(runs: Sequence[Results], path: Path) -> None:
         axes.set(title=column, xlabel="accuracy (%), mean and deviation over seeds")
         axes.grid(axis="x", linewidth=0.4, alpha=0.6)
         axes.spines[["top", "right"]].set_visible(False)
-    panels[0][0].invert_yaxis()
-    handles, labels = panels[0][0].get_legend_handles_labels()
-    unique = dict(zip(labels, handles, strict=True))
+    panels[0][0].set_ylim(len(rows) - 0.4, -0.6)
+    _legend(figure, panels[0][0])
+    report.save(figure, path)
+
+
+def _legend(figure: plt.Figure, axes: plt.Axes) -> None:
+    handles, labels = axes.get_legend_handles_labels()
+    unique = dict(zip(reversed(labels), reversed(handles), strict=True))  # the first of each
+    unique = dict(reversed(unique.items()))
     figure.legend(unique.values(), unique.keys(), loc="outside lower center", ncols=4,
                   frameon=False)  # fmt: skip
-    report.save(figure, path)
+
+
+def _colour(row: str) -> str:
+    return "#d1495b" if "ABSGD" in row else "#44546a"
 
 
 def _draw_row(axes: plt.Axes, place: int, runs: list[Results], row: str) -> None:
@@ -223,6 +244,5 @@ def _draw_row(axes: plt.Axes, place: int, runs: list[Results], row: str) -> None
             axes.plot(100 * np.mean(values), place, "|", color=COLOURS[group], markersize=11,
                       markeredgewidth=2.5, label=f"{group}-shot")  # fmt: skip
     values = 100 * np.array([run["metrics"]["overall"] for run in runs])
-    colour = "#d1495b" if "ABSGD" in row else "#333333"
-    axes.errorbar(values.mean(), place, xerr=_deviation(values), fmt="o", color=colour,
+    axes.errorbar(values.mean(), place, xerr=_deviation(values), fmt="o", color=_colour(row),
                   markersize=6, capsize=2, elinewidth=1, label="overall", zorder=3)  # fmt: skip

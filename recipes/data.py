@@ -11,13 +11,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import distributed
 import numpy as np
 import torch
 import torchvision
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+import distributed
 import torch_absgd as ta
 
 

@@ -18,6 +18,7 @@ import argparse
 import json
 import math
 import os
+import warnings
 from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
@@ -219,9 +220,12 @@ class Run:
     def begin_epoch(self) -> None:
         """Schedules move at the start of an epoch, so that a checkpoint between two epochs can
         begin either of two second stages."""
-        while self.lr_schedule.last_epoch < self.epoch:
-            self.lr_schedule.step()
-            self.lam_schedule.step()
+        with warnings.catch_warnings():
+            # A run that was resumed has had its steps in the process before this one.
+            warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step()`")
+            while self.lr_schedule.last_epoch < self.epoch:
+                self.lr_schedule.step()
+                self.lam_schedule.step()
         options.freeze(self.args, self.model, self.epoch)
         if self.batch == 0:
             self.meter = Meter(len(self.task.class_counts), self.args.device)
@@ -276,13 +280,14 @@ def train(run: Run, log: Log) -> None:
     args, task = run.args, run.task
     criterion_at = options.build_losses(args, task.class_counts, args.device)
     run.model.train()
+    is_first = distributed.is_first()
     last = args.epochs if args.stop_epoch is None else min(args.epochs, args.stop_epoch)
     while run.epoch < last:
         run.begin_epoch()
         criterion = criterion_at(run.epoch)
         task.batches.start(run.epoch, run.batch)
         with tqdm(task.loader, f"epoch {run.epoch}", len(task.batches), initial=run.batch,
-                  leave=False, disable=None if distributed.is_first() else True) as bar:  # fmt: skip
+                  leave=False, disable=None if is_first else True) as bar:  # fmt: skip
             for images, targets in bar:
                 run.watch.lap("data")
                 train_step(run, criterion, images, targets)

@@ -21,6 +21,7 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 from sklearn.metrics import confusion_matrix
+from torch import Tensor
 
 import checkpoint
 import engine
@@ -63,23 +64,27 @@ def table(metrics: dict[str, Any], training: Sequence[int], test: Sequence[int],
     return report.markdown(["class", "training", "evaluated", "accuracy (%)"], rows)
 
 
-def plot_confusion(
-    targets: Any, predictions: Any, training: Sequence[int], classes: Sequence[str], split: str,
-    path: Path, limit: int = 250,
-) -> None:  # fmt: skip
-    """Each row is a true class, in per cent of its samples; the largest training class first.
-
-    More than ``limit`` classes are put together, those of like size, in so many groups.
-    """
-    order = sorted(range(len(classes)), key=lambda c: -training[c])
+def confusion(
+    targets: Tensor, predictions: Tensor, training: Sequence[int], limit: int = 250
+) -> tuple[list[np.ndarray], np.ndarray]:
+    """(groups, percent): rows are true and columns predicted groups of classes, in per cent of the
+    row's samples. A group is a class, the largest first; of more than ``limit``, several of like
+    size."""
+    order = np.argsort(-np.asarray(training), kind="stable")
     groups = np.array_split(order, min(len(order), limit))
-    group_of = np.empty(len(classes), dtype=int)
+    group_of = np.empty(len(order), dtype=int)
     for g, members in enumerate(groups):
         group_of[members] = g
     counts = confusion_matrix(
-        group_of[np.asarray(targets)], group_of[np.asarray(predictions)], labels=range(len(groups))
+        group_of[targets.numpy()], group_of[predictions.numpy()], labels=range(len(groups))
     )
-    percent = 100 * counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    return groups, 100 * counts / np.maximum(counts.sum(1, keepdims=True), 1)
+
+
+def plot_confusion(
+    groups: Sequence[np.ndarray], percent: np.ndarray, classes: Sequence[str], split: str,
+    path: Path,
+) -> None:  # fmt: skip
     figure, axes = plt.subplots(figsize=(7, 6), layout="constrained")
     image = axes.imshow(percent, vmin=0, vmax=100, cmap="Blues", interpolation="nearest")
     figure.colorbar(image, label="% of the true class")
@@ -87,7 +92,7 @@ def plot_confusion(
     axes.set(xlabel=f"predicted {kind}, most training samples first", ylabel=f"true {kind}",
              title=f"{split} split")  # fmt: skip
     if len(classes) <= 20:
-        names = [classes[c] for c in order]
+        names = [classes[c] for (c,) in groups]
         axes.set_xticks(range(len(names)), names, rotation=45, ha="right")
         axes.set_yticks(range(len(names)), names)
         for (row, column), value in np.ndenumerate(percent):
@@ -123,7 +128,8 @@ def evaluate(path: Path, split: str | None, directory: Path, words: Sequence[str
     print(table(metrics, training, evaluated, classes))
     print(f"\n{path}, after {state['epoch']} epochs: {split} {report.line(metrics)}")
 
-    plot_confusion(targets, predictions, training, classes, split, directory / "confusion.png")
+    groups, percent = confusion(targets, predictions, training)
+    plot_confusion(groups, percent, classes, split, directory / "confusion.png")
     record = {"checkpoint": path.name, "epoch": state["epoch"], "split": split, "metrics": metrics}
     report.write_json(directory / "evaluation.json", record)
 

@@ -40,49 +40,60 @@ class Listed:
         return torch.bincount(self.targets, minlength=self.num_classes).tolist()
 
 
-def read_list(file: str | Path, root: str | Path, num_classes: int, prefix: str = "") -> Listed:
-    """A published list: ``path label`` a line, the paths, less ``prefix``, relative to ``root``.
+def parse_list(file: Path, num_classes: int) -> tuple[list[str], list[int]]:
+    """The names and labels of a published list: ``path label`` a line.
 
     Raises:
-        FileNotFoundError: there is no such list, or it names a file that is not there.
+        FileNotFoundError: there is no such list.
         ValueError: a line is not of this form, or its label is not in 0 … num_classes − 1.
     """
-    file, root = Path(file), Path(root)
     if not file.is_file():
         raise FileNotFoundError(f"no such list: {file}")
-    paths, targets = [], []
+    names, labels = [], []
     for number, line in enumerate(file.read_text().splitlines(), 1):
-        if not line.strip():
-            continue
-        path, _, label = line.strip().rpartition(" ")
-        if not path or not label.isdecimal():
+        name, _, label = line.strip().rpartition(" ")
+        if not name or not label.removeprefix("-").isdecimal():
             raise ValueError(f"{file}, line {number}: not `path label`: {line!r}")
-        if int(label) >= num_classes:
+        if not 0 <= int(label) < num_classes:
             raise ValueError(
                 f"{file}, line {number}: label {label} is not in 0 to {num_classes - 1}"
             )
-        paths.append(root / path.removeprefix(prefix))
-        targets.append(int(label))
-    return checked(paths, targets, num_classes, str(file))
+        names.append(name)
+        labels.append(int(label))
+    return names, labels
 
 
-def checked(paths: Sequence[Path], targets: Sequence[int], num_classes: int, source: str) -> Listed:
-    """The images, if they are there and have labels in 0 … num_classes − 1.
+def read_list(file: Path, root: Path, num_classes: int, prefix: str = "") -> Listed:
+    """The images of a published list, whose paths, less ``prefix``, are relative to ``root``.
+
+    Raises: as :func:`parse_list` and :func:`checked`.
+    """
+    names, labels = parse_list(file, num_classes)
+    paths = [root / name.removeprefix(prefix) for name in names]
+    return checked(paths, labels, num_classes, file)
+
+
+def checked(
+    paths: Sequence[Path], targets: Sequence[int], num_classes: int, source: Path
+) -> Listed:
+    """The images that ``source`` names, if they are there.
 
     Looks into every folder once: hundreds of thousands of files on a network drive are too many to
     ask for one by one.
+
+    Raises:
+        FileNotFoundError: an image is not there; names it.
+        ValueError: there are no images.
     """
     if not paths:
         raise ValueError(f"{source} names no images")
     present: dict[Path, set[str]] = {}
-    for path, target in zip(paths, targets, strict=True):
+    for path in paths:
         folder = path.parent
         if folder not in present:
             present[folder] = set(os.listdir(folder)) if folder.is_dir() else set()
         if path.name not in present[folder]:
             raise FileNotFoundError(f"{source} names {path}, which is not there")
-        if not 0 <= target < num_classes:
-            raise ValueError(f"{source}: label {target} of {path} is not in 0 to {num_classes - 1}")
     return Listed(paths, torch.tensor(targets), num_classes)
 
 
@@ -96,8 +107,9 @@ def decode_with_pil(path: Path) -> Tensor:
     return v2.functional.pil_to_tensor(image)
 
 
-# torchvision's decoder is libjpeg-turbo without the way through PIL; not every build has it.
-HAS_FAST_DECODER = torchvision.extension._has_ops()
+# torchvision's decoder is libjpeg-turbo without the way through PIL. Not every build has it, and
+# since 0.29 it is on its way out in favour of torchcodec.
+HAS_FAST_DECODER = hasattr(torchvision.io, "decode_image") and torchvision.extension._has_ops()
 DECODERS = {"torchvision": decode_with_torchvision, "pil": decode_with_pil}
 
 

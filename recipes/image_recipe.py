@@ -108,8 +108,11 @@ def load_weights(network: nn.Module, file: str) -> None:
     state = {key.removeprefix("module."): value for key, value in state.items()}
     state = {key: value for key, value in state.items() if not key.startswith("fc.")}
     expected = {key: value for key, value in network.state_dict().items() if key[:3] != "fc."}
-    wrong = {k for k in expected.keys() | state.keys()
-             if k not in expected or k not in state or expected[k].shape != state[k].shape}  # fmt: skip
+    wrong = {
+        key
+        for key in expected.keys() | state.keys()
+        if key not in expected or key not in state or expected[key].shape != state[key].shape
+    }
     if wrong:
         raise ValueError(f"--weights {file} is of another network: {', '.join(sorted(wrong)[:5])}")
     network.load_state_dict(state, strict=False)

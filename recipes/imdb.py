@@ -143,8 +143,9 @@ def build(args: argparse.Namespace) -> tuple[text.BiLSTM, engine.Task]:
     model = text.BiLSTM(
         num_words, args.embedding, args.hidden, args.dropout, normed=args.loss == "ldam"
     )
-    task = engine.Task(loader, batches, train.class_counts(), split, prepare=lambda words: words)
-    return model, task
+    return model, engine.Task(
+        loader, batches, train.class_counts(), split, lambda words: words, text.CLASSES
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any] | None:

@@ -19,10 +19,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 import imdb
 import report
 import sweep
-import torch
 
 LOSSES = {"ce": "CE", "focal": "Focal"}
 SETTINGS = {"paper": "", "small": "small-", "online": "online-"}

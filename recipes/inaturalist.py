@@ -71,8 +71,13 @@ def read_competition(file: Path, root: Path) -> image_lists.Listed:
         labelled = [(names[a["image_id"]], a["category_id"]) for a in content["annotations"]]
     except (json.JSONDecodeError, KeyError, TypeError) as error:
         raise ValueError(f"{file} is not the competition's JSON: {error!r}") from error
+    for name, category in labelled:
+        if not 0 <= category < NUM_CLASSES:
+            raise ValueError(
+                f"{file}: category {category} of {name} is not in 0 to {NUM_CLASSES - 1}"
+            )
     paths = [root / name.removeprefix(PREFIX) for name, _ in labelled]
-    return image_lists.checked(paths, [c for _, c in labelled], NUM_CLASSES, str(file))
+    return image_lists.checked(paths, [c for _, c in labelled], NUM_CLASSES, file)
 
 
 def read(args: argparse.Namespace, part: str) -> image_lists.Listed:

@@ -3,6 +3,9 @@
     --lam 5             --lam -1                 inf: plain SGD
     --lam ess:0.6       --lam ess:0.6:noisy      an EffectiveSampleSize
     --lam kl:0.5        --lam kl:0.5:noisy       a KLRadius
+    --lam ess:0.6:rate=1                         a rule's rate, before or after :noisy
+
+Everywhere else, in config.json and in checkpoints too, it stands as the number or as the text.
 """
 
 from __future__ import annotations
@@ -12,7 +15,7 @@ import math
 
 import torch_absgd as ta
 
-FORMS = "a number, ess:FRACTION or kl:RADIUS; these two with :noisy for noisy labels"
+FORMS = "a number, ess:FRACTION or kl:RADIUS; these two with :noisy, with :rate=R"
 RULES = {"ess": ta.EffectiveSampleSize, "kl": ta.KLRadius}
 
 
@@ -30,9 +33,13 @@ def parse(lam: float | str) -> float | ta.EffectiveSampleSize | ta.KLRadius:
             raise ValueError(f"Invalid lambda: {lam!r} (not 0 and not NaN; inf is plain SGD)")
         return number
     target, *flags = rest or [""]
-    if flags not in ([], ["noisy"]):
-        raise ValueError(f"Invalid lambda: {lam!r} ({FORMS})")
-    return RULES[kind](_number(target, lam), noisy=bool(flags))
+    options: dict[str, float] = {}
+    for name, _, value in (flag.partition("=") for flag in flags):
+        is_known = (name, bool(value)) in (("noisy", False), ("rate", True))
+        if not is_known or name in options:
+            raise ValueError(f"Invalid lambda: {lam!r} ({FORMS})")
+        options[name] = _number(value, lam) if value else True
+    return RULES[kind](_number(target, lam), **options)
 
 
 def _number(text: str, lam: float | str) -> float:

@@ -1,4 +1,4 @@
-"""The picture of lam_study.py: a row a task; accuracy against the target, against λ, and λ found."""
+"""The picture of lam_study.py. A row a task: accuracy against the target, against λ; λ found."""
 
 from __future__ import annotations
 
@@ -8,24 +8,29 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, PercentFormatter
+
 import report
-from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 BLUE, ORANGE, GREY = "#1f6fb4", "#d1701b", "#777777"
+TITLES = ("target", "λ, with and without class-balanced weights", "λ found, at the default rate")
 
 
 def accuracies(runs: Sequence[dict[str, Any]]) -> np.ndarray:
     return np.array([run["metrics"]["overall"] for run in runs])
 
 
-def select(result: dict[str, Any], kind: str, class_balance: str) -> dict[float, list[Any]]:
-    """Test runs by target (kind "ess") or by |λ| (kind "lam"; inf is SGD)."""
+def select(
+    result: dict[str, Any], kind: str, class_balance: str, rate: str = ""
+) -> dict[float, list[Any]]:
+    """Test runs by target (kind "ess") or by |λ| (kind "lam"; inf is SGD). ``rate``: "" for the
+    default."""
     found: dict[float, list[Any]] = {}
     for run in result["runs"]:
-        lam = str(run["setting"]["lam"])
+        lam, _, own_rate = str(run["setting"]["lam"]).partition(":rate=")
         is_rule = lam.startswith("ess:")
         same = run["split"] == "test" and run["setting"]["class_balance"] == class_balance
-        if same and is_rule == (kind == "ess"):
+        if same and is_rule == (kind == "ess") and own_rate == rate:
             value = float(lam.split(":")[1]) if is_rule else abs(float(lam))
             found.setdefault(value, []).append(run)
     return dict(sorted(found.items()))
@@ -48,6 +53,9 @@ def level(ax: plt.Axes, runs: Sequence[Any], colour: str, style: str, label: str
 def plot_targets(ax: plt.Axes, result: dict[str, Any]) -> None:
     by_target, by_lam = select(result, "ess", "none"), select(result, "lam", "none")
     curve(ax, by_target, BLUE, "λ found for the target")
+    own = select(result, "ess", "none", rate="1")
+    means = [accuracies(runs).mean() for runs in own.values()]
+    ax.plot(list(own), means, "*", color="black", markersize=10, label="rate 1: each batch's own λ")
     level(ax, by_lam[float("inf")], GREY, "-", "SGD")
     styles = iter(("--", ":"))
     for title, lam in result["systems"].items():
@@ -58,12 +66,14 @@ def plot_targets(ax: plt.Axes, result: dict[str, Any]) -> None:
 
 
 def plot_lams(ax: plt.Axes, result: dict[str, Any], default: float) -> None:
-    for class_balance, colour, name in (("none", BLUE, ""), ("drw", ORANGE, ", class-balanced weights")):
+    for class_balance, colour, name in (("none", BLUE, ""), ("drw", ORANGE, ", class-balanced")):
         by_lam = select(result, "lam", class_balance)
         if by_lam:
             curve(ax, by_lam, colour, f"fixed λ{name}")
-            found = select(result, "ess", class_balance)[default]
-            level(ax, found, colour, "--", f"target {default:g}{name}")
+            for rate, style, words in (("", "--", ""), ("1", ":", " at rate 1")):
+                found = select(result, "ess", class_balance, rate)
+                if default in found:
+                    level(ax, found[default], colour, style, f"target {default:g}{words}{name}")
     ax.set_xscale("log")
     ax.invert_xaxis()
     ax.set(xlabel="|λ|", ylabel="test accuracy")
@@ -77,6 +87,9 @@ def plot_found(ax: plt.Axes, result: dict[str, Any]) -> None:
         log_lam = np.log([[abs(e["lam"]) for e in run["epochs"]] for run in runs])
         ax.plot(epochs, np.exp(log_lam.mean(0)), color=colour, label=f"{target:g}")
     ax.set_yscale("log")
+    ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    ax.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    ax.yaxis.set_minor_formatter(NullFormatter())
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.set(xlabel="epochs", ylabel="|λ| found (geometric mean)")
     ax.legend(title="target", fontsize="x-small", title_fontsize="x-small", ncols=2)
@@ -91,7 +104,9 @@ def plot(results: dict[str, Any], path: Path, default: float) -> None:
         plot_lams(row[1], result, default)
         plot_found(row[2], result)
         for ax in row[:2]:
-            ax.yaxis.set_major_formatter(PercentFormatter(1))
+            ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
             ax.legend(fontsize="x-small", loc="lower left")
-        row[0].set_title(f"{task}, {len(result['seeds'])} seeds", loc="left")
+        for ax, title in zip(row, TITLES, strict=True):
+            ax.set_title(title, fontsize="medium", color=GREY, loc="right")
+        row[0].set_title(f"{task} ({len(result['seeds'])} seeds)", loc="left", weight="bold")
     report.save(figure, path)

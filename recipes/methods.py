@@ -64,6 +64,17 @@ class Method:
     held_out: bool = False
     reads_counts: bool = False
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether training is the engine's, as ``options`` say, to the end."""
+        own = (
+            self.criterion,
+            self.change,
+            self.step is not plain_step,
+            self.sampling != "instance",
+        )
+        return not any(own)
+
 
 def without_momentum(stage: Stage) -> Step:
     """At lr/(1 − β), what momentum's steps add up to, so that all methods may try the same lr."""

@@ -17,7 +17,8 @@ import torch_absgd as ta
 
 # What may differ between a run and the one that it resumes: nothing that its numbers depend on.
 NOT_IN_CONFIG = {"output_dir", "resume", "stage_one", "stop_epoch", "data_dir", "lists_dir",
-                 "download", "workers", "checkpoint_every", "preset", "tsne", "device", "profile"}  # fmt: skip
+                 "download", "workers", "checkpoint_every", "preset", "tsne", "device",
+                 "profile"}  # fmt: skip
 
 # What matters in stage two alone.
 STAGE_TWO_ONLY = {"optimizer", "lam", "lam_damping", "lam_over", "epochs", "stage_two_layers"}

@@ -144,22 +144,39 @@ def plot_accuracy(axes: plt.Axes, records: Sequence[dict[str, Any]]) -> None:
     axes.legend()
 
 
+def shown_together(class_counts: Sequence[int], limit: int = 100) -> list[np.ndarray]:
+    """Classes that a plot shows as one: each alone; of more than ``limit``, those of like size."""
+    if len(class_counts) <= limit:
+        return [np.array([c]) for c in range(len(class_counts))]
+    return np.array_split(np.argsort(-np.asarray(class_counts), kind="stable"), limit)
+
+
+def mean_of(values: np.ndarray, groups: Sequence[np.ndarray]) -> np.ndarray:
+    """[N, classes] to [N, groups]: means over a group's classes that are not NaN."""
+    means = [np.ma.masked_invalid(values[:, group]).mean(axis=1) for group in groups]
+    return np.ma.stack(means, axis=1).filled(np.nan)
+
+
 def plot_per_class(
     axes: plt.Axes, methods: dict[str, Sequence[Sequence[float]]], results: dict[str, Any]
 ) -> None:
     """Bars of each class's accuracy, mean and deviation over seeds, for each method."""
     counts = results["class_counts"]
+    groups = shown_together(counts)
     width = 0.8 / len(methods)
     for k, (name, seeds) in enumerate(methods.items()):
-        values = 100 * np.asarray(seeds, dtype=float)
-        at = np.arange(len(counts)) + (k - (len(methods) - 1) / 2) * width
+        values = mean_of(100 * np.asarray(seeds, dtype=float), groups)
+        at = np.arange(len(groups)) + (k - (len(methods) - 1) / 2) * width
         errors = values.std(axis=0, ddof=1) if len(values) > 1 else None
         axes.bar(at, values.mean(axis=0), width, yerr=errors, label=name,
                  error_kw={"elinewidth": 0.8, "alpha": 0.6})  # fmt: skip
     axes.set_ylim(0, 102)
     if len(counts) <= 20:
         axes.set_xticks(range(len(counts)), [f"{c}\n{n}" for c, n in enumerate(counts)])
-    axes.set(xlabel="class, and its training images", ylabel=f"{results['split']} accuracy (%)")
+    label = "class, and its training images"
+    if len(groups) < len(counts):
+        label = f"{len(groups)} groups of classes of like size, the largest classes first"
+    axes.set(xlabel=label, ylabel=f"{results['split']} accuracy (%)")
     if len(methods) > 1:
         axes.legend()
 
@@ -168,9 +185,10 @@ def plot_class_weight(
     axes: plt.Axes, records: Sequence[dict[str, Any]], class_counts: Sequence[int]
 ) -> None:
     """Mean weight p of each class's samples against the epoch, rare classes in bright colours."""
-    weights = np.array([r["class_weight"] for r in records], dtype=float)
+    groups = shown_together(class_counts)
+    weights = mean_of(np.array([r["class_weight"] for r in records], dtype=float), groups)
     epochs = [r["epoch"] + 1 for r in records]
-    order = sorted(range(len(class_counts)), key=lambda c: -class_counts[c])
+    order = sorted(range(len(groups)), key=lambda g: -class_counts[groups[g][0]])
     colours = plt.get_cmap("viridis")(np.linspace(0, 0.95, len(order)))
     for colour, c in zip(colours, order, strict=True):
         label = f"{c} ({class_counts[c]})" if len(order) <= 20 else None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import random
 import statistics
 import time
 import warnings
@@ -13,6 +15,8 @@ from torch.profiler import ProfilerActivity, profile
 
 from comparison import Problem, Training
 from methods import METHODS, Setting
+
+os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler reports its every start otherwise
 
 WARM_UP = 3
 
@@ -40,9 +44,10 @@ def measure(
         trainings[name] = _begun(problem, name, setting, seed)
     batches = [next(iter(training.run.task.loader)) for training in trainings.values()]
     times: dict[str, list[float]] = {name: [] for name in settings}
+    order = random.Random(seed)
     for i in range(WARM_UP + rounds):
-        names = list(settings)
-        for name in names[i % len(names) :] + names[: i % len(names)]:
+        # Not in a fixed cycle: what runs before a step leaves it a cold or a warm cache.
+        for name in order.sample(list(settings), len(settings)):
             start = clock()
             trainings[name].step(*batches[i % len(batches)])
             times[name].append(clock() - start)

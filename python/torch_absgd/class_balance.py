@@ -20,6 +20,9 @@ def class_balanced_weights(class_counts: Sequence[int] | Tensor, beta: float = 0
     Cui et al.: Class-Balanced Loss Based on Effective Number of Samples. CVPR 2019, Proposition 1.
     β = 0 gives 1 to every class; β → 1 tends to weights ∝ 1/n_c.
 
+    They leave few samples of a batch effective already. Selective weights, a small λ > 0, on top
+    favour the rare classes twice: choose λ on a split of the training set.
+
     Args:
         class_counts: n_c > 0; any sequence, array or tensor.
         beta: in [0, 1).

@@ -1,6 +1,6 @@
 """A plain loop with Adam: the criterion is what changes.
 
-    python recipes/integrations/adam_digits.py
+python recipes/integrations/adam_digits.py --lam 1
 """
 
 from __future__ import annotations
@@ -10,9 +10,10 @@ from collections.abc import Sequence
 
 import digits
 import torch
-import torch_absgd as ta
 from torch import nn
 from torch.utils.data import DataLoader
+
+import torch_absgd as ta
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, float]:

@@ -16,10 +16,11 @@ from typing import Any
 
 import digits
 import torch
-import torch_absgd as ta
 from torch import Tensor, nn
 from transformers import Trainer, TrainingArguments
 from transformers.modeling_outputs import ImageClassifierOutput
+
+import torch_absgd as ta
 
 
 class AttentionalTrainer(Trainer):

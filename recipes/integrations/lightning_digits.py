@@ -15,10 +15,11 @@ from collections.abc import Sequence
 import digits
 import lightning as L
 import torch
-import torch_absgd as ta
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
+
+import torch_absgd as ta
 
 
 class Digits(L.LightningModule):

@@ -1,6 +1,6 @@
 """timm's ingredients: its model, its optimizer registry, its scheduler, Mixup and a loss for it.
 
-    python recipes/integrations/timm_digits.py
+python recipes/integrations/timm_digits.py --lam 2
 """
 
 from __future__ import annotations
@@ -12,13 +12,14 @@ from collections.abc import Sequence
 import digits
 import timm
 import torch
-import torch_absgd as ta
 from timm.data import Mixup
 from timm.optim import OptimInfo, create_optimizer_v2
 from timm.optim._optim_factory import default_registry
 from timm.scheduler import CosineLRScheduler
 from torch import nn
 from torch.utils.data import DataLoader
+
+import torch_absgd as ta
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, float]:

@@ -114,6 +114,22 @@ def test_methods_that_share_stage_one_begin_with_the_same_model(tmp_path):
     assert len(list(tmp_path.iterdir())) == 4
 
 
+def test_post_hoc_methods_finish_the_same_training(tmp_path):
+    problem = compare.problem(parse(), 0, validate=True)
+    setting = {"lr": 0.1, "lr_factor": 0.1, "weight_decay": 1e-4}
+
+    def hidden(name, **own):
+        training = comparison.train(problem, METHODS[name], {**setting, **own}, 0, tmp_path)
+        return training.run.model.hidden.weight
+
+    sgd = hidden("sgd")
+    for name, own in (("tau-norm", {"tau": 1.0}), ("la-post", {"tau": 1.0}), ("ncm", {})):
+        assert torch.equal(hidden(name, **own), sgd), name
+    assert len(list(tmp_path.iterdir())) == 2  # stage one, and all of it
+    assert not torch.equal(hidden("absgd", lam=0.5), sgd)
+    assert not torch.equal(hidden("cb"), sgd)
+
+
 def test_metas_split_comes_from_the_training_set():
     problem = compare.problem(parse(), 0, validate=False)
     training = comparison.Training(
@@ -124,10 +140,12 @@ def test_metas_split_comes_from_the_training_set():
     assert training.counts == [n - 2 for n in counts]
 
 
-def test_momentum_free_methods_take_the_same_total_step():
+def test_momentum_free_methods_take_the_same_total_step(tmp_path):
     problem = compare.problem(parse(), 0, validate=True)
     setting = {"lr": 0.1, "lr_factor": 0.5, "weight_decay": 0.0, "lam": 1.0, "gamma": 0.5}
+    comparison.Training(problem, METHODS["sgd"], setting, 0).stage_one(tmp_path)
     training = comparison.Training(problem, METHODS["term"], setting, 0)
+    training.stage_one(tmp_path)
     training.enter_stage_two()
     group = training.run.optimizer.param_groups[0]
     assert group["momentum"] == 0 and group["lr"] == pytest.approx(0.1 * 0.5 / (1 - 0.9))
@@ -142,6 +160,24 @@ def test_cost_is_measured_against_sgd():
     assert cost["sgd"]["ratio"] == cost["sgd"]["low"] == cost["sgd"]["high"] == 1
     assert cost["sgd"]["memory"] == 0 and cost["meta"]["memory"] > 0
     assert cost["recover"]["memory"] > 0  # u, v and w_{t−1}
+
+
+def test_cost_alone(capsys):
+    text = compare.main(["cost", "--methods", "recover", "--rounds", "2"])
+    assert text in capsys.readouterr().out
+    assert [line.split("|")[1].strip() for line in text.splitlines()[2:]] == ["SGD", "RECOVER"]
+
+
+def test_a_diverged_run_is_said_to_be_one(tmp_path):
+    of = compare.problem(parse(), 0, validate=False)
+    args = parse("--methods", "sgd")
+    args.output_dir = tmp_path
+    wild = {"lr": 1e30, "lr_factor": 1.0, "weight_decay": 0.0}
+    runs = [compare.run_one(args, of, "sgd", wild, 0)]
+    assert runs[0]["diverged"]
+    cost = {"sgd": {"ratio": 1.0, "low": 1.0, "high": 1.0, "seconds": 0.1, "memory": 0}}
+    text = comparison_report.side_by_side({"settings": {}, "cost": cost, "runs": {"sgd": runs}})
+    assert "diverged" in text
 
 
 def test_memory_is_the_peak_of_what_is_alive():
@@ -210,13 +246,15 @@ def test_table_of_finished_runs_of_any_recipe(whole, tmp_path, capsys):
     text = (tmp_path / "table.md").read_text()
     assert text.strip() in capsys.readouterr().out
     lines = [[cell.strip() for cell in line.split("|")] for line in text.splitlines()]
-    header = ["", "method", "cifar10 lt ρ = 10", "cifar10 lt ρ = 100", "digits lt ρ = 20", ""]
+    columns = ["cifar10, long-tailed, ρ = 10", "cifar10, long-tailed, ρ = 100",
+               "digits, long-tailed, ρ = 20"]  # fmt: skip
+    header = ["", "method", *columns, ""]
     assert header in lines
     assert ["", "CE-DRW, SGD", "55.00 ± 7.07", "55.00 ± 7.07", "", ""] in lines
     assert ["", "CE-DRW, ABSGD (lam 5.0)", "70.00", "", "", ""] in lines
     assert ["", "CE-DRW, ABSGD (lam 1.0)", "80.00", "90.00", "80.00", "–", "1", ""] in lines
     assert (tmp_path / "table.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
-    with pytest.raises(FileNotFoundError, match="no results.json"):
+    with pytest.raises(FileNotFoundError, match="holds no"):
         comparison_report.find_runs([tmp_path / "empty"])
 
 

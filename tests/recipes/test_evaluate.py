@@ -1,0 +1,90 @@
+"""evaluate.py says what a run reported, and says so when it does not."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+import checkpoint
+import cifar_lt
+import evaluate
+
+SMALL = [
+    "--arch", "resnet8", "--imbalance-ratio", "8", "--batch-size", "32", "--epochs", "2",
+    "--stage-two", "1", "--warmup-epochs", "0", "--lr-milestones", "--lr", "0.05", "--limit", "24",
+    "--device", "cpu",
+]  # fmt: skip
+
+
+@pytest.fixture
+def run(small_data_dir, tmp_path):
+    """A finished run on a few of CIFAR-10's images: its folder, and where the images are."""
+    words = [*SMALL, "--data-dir", str(small_data_dir), "--output-dir", str(tmp_path / "run")]
+    cifar_lt.main(words)
+    return tmp_path / "run", ["--data-dir", str(small_data_dir), "--device", "cpu"]
+
+
+def test_the_same_numbers_a_table_and_a_picture(run, capsys):
+    directory, where = run
+    assert evaluate.main([str(directory / "checkpoint.pt"), *where]) == []
+    printed = capsys.readouterr().out
+    assert "the same numbers" in printed and "after 2 epochs: test accuracy overall" in printed
+    assert "| airplane " in printed and printed.count("\n|") >= 11
+    written = json.loads((directory / "evaluation.json").read_text())
+    reported = json.loads((directory / "results.json").read_text())
+    assert written["metrics"] == reported["metrics"] and written["split"] == "test"
+    assert (directory / "confusion.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_other_numbers_are_told_and_fail(run, tmp_path, recipe):
+    directory, where = run
+    state = checkpoint.load(directory / "checkpoint.pt")
+    state["model"]["fc.weight"] = state["model"]["fc.weight"].flip(0)
+    checkpoint.save(state, directory / "checkpoint.pt")
+    words = [directory / "checkpoint.pt", "--output-dir", tmp_path / "elsewhere", *where]
+    process = recipe("evaluate.py", *words)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 1
+    assert "here" in output.splitlines()[-1] and "overall" in output.splitlines()[-1]
+    assert (tmp_path / "elsewhere" / "confusion.png").exists()
+
+
+def test_a_split_that_was_not_held_out(run):
+    directory, where = run
+    with pytest.raises(ValueError, match="held out no validation split"):
+        evaluate.main([str(directory / "checkpoint.pt"), "--split", "validation", *where])
+
+
+def test_a_checkpoint_of_the_validation_split_leaves_the_test_set_unread(
+    small_data_dir, tmp_path, monkeypatch
+):
+    where = ["--data-dir", str(small_data_dir), "--device", "cpu"]
+    cifar_lt.main([*SMALL, *where, "--validate", "0.3", "--output-dir", str(tmp_path)])
+    load = cifar_lt.load
+
+    def load_training_set_only(args, train):
+        assert train, "the test set was read"
+        return load(args, train)
+
+    monkeypatch.setattr(cifar_lt, "load", load_training_set_only)
+    assert evaluate.main([str(tmp_path / "checkpoint.pt"), *where]) == []
+
+
+def test_what_is_no_checkpoint_of_a_recipe(tmp_path, recipe):
+    checkpoint.save({"config": {}, "model": {}}, tmp_path / "other.pt")
+    output, _ = recipe("evaluate.py", tmp_path / "other.pt").communicate()
+    assert output.startswith("error:") and "does not say which recipe" in output
+    with pytest.raises(SystemExit):
+        evaluate.main([str(tmp_path / "none.pt")])
+
+
+def test_many_classes_are_put_together_in_the_picture():
+    """Rows are groups of classes of like size, the largest first, in per cent of their samples."""
+    targets, predictions = torch.tensor([0, 1, 2, 3, 3]), torch.tensor([1, 0, 0, 3, 0])
+    groups, percent = evaluate.confusion(targets, predictions, [1, 2, 3, 4], limit=2)
+    assert [group.tolist() for group in groups] == [[3, 2], [1, 0]]
+    np.testing.assert_allclose(percent, [[100 / 3, 200 / 3], [0, 100]])
+    groups, percent = evaluate.confusion(targets, predictions, [1, 2, 3, 4], limit=4)
+    assert [group.tolist() for group in groups] == [[3], [2], [1], [0]]
+    np.testing.assert_allclose(percent.diagonal(), [50, 0, 0, 0])
