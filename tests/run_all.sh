@@ -42,7 +42,7 @@ ctest_all() { ctest --test-dir "$1" --output-on-failure --no-tests=error; }
 
 cpp_tests() {
     local flags="-fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer"
-    cmake -S . -B "$build/cpp" -DTORCH_ABSGD_TESTS=ON \
+    cmake -S tests/cpp -B "$build/cpp" \
         -DTORCH_ABSGD_TORCH_DIR="$(python -c 'import os, torch; print(os.path.dirname(torch.__file__))')" \
         -DCMAKE_C_FLAGS="$flags" -DCMAKE_CXX_FLAGS="$flags" >/dev/null
     cmake --build "$build/cpp" --target absgd_tests

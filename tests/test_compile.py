@@ -9,9 +9,10 @@ from collections.abc import Callable, Iterator
 import pytest
 import torch
 import torch.nn.functional as F
-import torch_absgd as ta
 from torch import Tensor, nn
 from torch._dynamo.utils import counters
+
+import torch_absgd as ta
 
 STEPS = 5
 
@@ -109,7 +110,7 @@ def test_the_step_is_one_graph(backend: str, form: str) -> None:
 
 def test_parameters_are_not_copied() -> None:
     """What inductor runs is the operator on the parameters themselves, and allocates nothing."""
-    from torch._inductor.utils import run_and_get_code  # noqa: PLC0415: slow to import
+    from torch._inductor.utils import run_and_get_code
 
     model = small_model()
     opt = optimizer(model, lr=torch.tensor(0.1, dtype=torch.float64))

@@ -10,8 +10,9 @@ import weakref
 import pytest
 import torch
 import torch.nn.functional as F
-import torch_absgd as ta
 from torch import Tensor, nn
+
+import torch_absgd as ta
 
 
 def small_model() -> nn.Module:

@@ -173,8 +173,8 @@ class PerSampleLDAM(PerSampleLoss):
     Cao et al.: Learning Imbalanced Datasets with Label-Distribution-Aware Margin Loss. NeurIPS
     2019, Equations 11–13: Δ_j ∝ n_j^(−1/4), the largest being ``max_margin``.
 
-    The last layer has to be a `NormedLinear`, or another whose logits are cosines in [−1, 1]: on
-    unbounded logits a scale of 30 diverges.
+    Margins and scale are meant for logits that are cosines in [−1, 1]: make the last layer a
+    `NormedLinear`. On unbounded logits, a loss and gradients 30 times as large can end in NaN.
 
     Args:
         class_counts: n_j > 0, the training samples of each class; any sequence, array or tensor.

@@ -182,7 +182,10 @@ class LamScheduler:
             self.target.lam = self.lam_at(epoch)
 
     def step(self) -> None:
-        """Begins the next epoch."""
+        """Begins the next epoch. If the weights of the last one were those of a few samples,
+        reading the statistics warns, once."""
+        if hasattr(self.target, "stats"):
+            _ = self.target.stats().mean
         self._apply(self.last_epoch + 1)
         self.last_epoch += 1
 

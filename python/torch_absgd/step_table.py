@@ -32,7 +32,10 @@ class StepTable:
         if not self.is_plain:
             return
         self.addresses = [t.data_ptr() for t in self.changed]
-        self.strides = None if _are_contiguous(params) else [p.stride() for p in params]
+        self.params = list(params)
+        self.layouts = [p.stride() for p in params]
+        self.sizes = [p.numel() for p in params]
+        self.strides = None if _are_contiguous(params) else self.layouts
         self.dtypes = [p.dtype for p in params]
         self.rows = array("q", bytes(8 * COLUMNS * len(params)))
         self.rows[0::COLUMNS] = array("q", self.addresses[: len(params)])
@@ -49,7 +52,9 @@ class StepTable:
         """Takes in this step's gradients. False if addresses or layouts are not what they were."""
         if not self.is_plain or [t.data_ptr() for t in self.changed] != self.addresses:
             return False
-        if [g.dtype for g in grads] != self.dtypes:
+        if [p.stride() for p in self.params] != self.layouts:  # p.data was assigned to
+            return False
+        if [g.dtype for g in grads] != self.dtypes or [g.numel() for g in grads] != self.sizes:
             return False
         if self.strides is not None and [g.stride() for g in grads] != self.strides:
             return False

@@ -27,6 +27,7 @@ ProcessGroup = Any  # torch.distributed.ProcessGroup, where torch was built with
 
 WEIGH_STATE = ("lam", "log_s", "log_s_lam", "reports")  # tensors, float64, as `weigh` takes them
 STATE = (*WEIGH_STATE, "lam_rule")
+SUM_CHUNK = 4096  # elements that one thread adds up
 
 Lam = float | Tensor | LamRule
 
@@ -58,6 +59,16 @@ def number_or_nan(s_init: float | None) -> float:
 def initial_log_s(s_init: float) -> float:
     """log s_1; NaN, "unset", where s_1 is NaN."""
     return -math.inf if s_init == 0 else math.log(s_init)
+
+
+def weighted_sum(coefficients: Tensor, losses: Tensor) -> Tensor:
+    """Σ c_i L_i, of the same bits for any number of threads: on a CPU torch.dot would share out
+    more than a few thousand elements among them."""
+    n = losses.numel() // SUM_CHUNK * SUM_CHUNK
+    if n == 0 or losses.device.type != "cpu":
+        return torch.dot(coefficients, losses)
+    rows = (coefficients[:n] * losses[:n]).view(-1, SUM_CHUNK).sum(1)
+    return rows.sum() + torch.dot(coefficients[n:], losses[n:])
 
 
 def plain_mean(losses: Tensor, mask: Tensor | None) -> Tensor:
@@ -155,7 +166,7 @@ class Weighting:
             losses = losses.float()
         if mask is not None:
             losses = losses.masked_fill(~mask, 0)
-        total = torch.dot(coefficients.reshape(-1), losses.reshape(-1))
+        total = weighted_sum(coefficients.reshape(-1), losses.reshape(-1))
         if self._memory.accumulation is not None:
             self._memory.accumulation.expect_backward(total)
         if self._stepper is not None:

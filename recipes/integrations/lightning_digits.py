@@ -2,9 +2,9 @@
 
     python recipes/integrations/lightning_digits.py --accumulate 2
 
-λ and log_s are the optimizer's, so Lightning's checkpoints hold them. With 16-bit precision
-Lightning refuses to clip for an optimizer that unscales by itself; ABSGD(fused=False) leaves the
-unscaling to Lightning.
+λ and log_s are the optimizer's, so Lightning's checkpoints hold them. With precision="16-mixed"
+Lightning refuses to clip for an optimizer that unscales by itself, as ABSGD does; "bf16-mixed"
+clips.
 """
 
 from __future__ import annotations

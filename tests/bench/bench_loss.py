@@ -9,11 +9,12 @@ from collections.abc import Callable, Iterator
 
 import torch
 import torch.nn.functional as F
-import torch_absgd as ta
 from contest import Case, Contender, Result, Settings, contest
 from machine import copy, exp
 from peers import LDAM, Criterion, LeanLDAM, ReleasedABLoss, cross_entropy, focal
 from torch import Tensor
+
+import torch_absgd as ta
 
 LAM = 5.0
 SHAPES = ((128, 10), (512, 365), (512, 1000), (512, 8142))

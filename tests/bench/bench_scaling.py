@@ -10,10 +10,11 @@ from functools import partial
 from typing import Any
 
 import torch
-import torch_absgd as ta
 from bench_loss import both_passes, logits, ours_of, weighed_loss
 from bench_step import HYPER, cifar_resnet32, parameters, torchvision_resnet
 from contest import Case, Contender, Result, Settings, contest
+
+import torch_absgd as ta
 
 
 def speed_up(settings: Settings, make: Callable[[], Callable[[], Any]]) -> Result:

@@ -11,10 +11,11 @@ from functools import partial
 from typing import Any
 
 import torch
-import torch_absgd as ta
 from contest import Case, Contender, Result, Settings, contest
 from machine import BENCH, Flush, read3_write2
 from torch import Tensor, nn
+
+import torch_absgd as ta
 
 Shapes = Sequence[Sequence[int]]
 HYPER = {"lr": 1e-4, "momentum": 0.9, "weight_decay": 5e-4}

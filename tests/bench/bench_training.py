@@ -1,7 +1,8 @@
 """A whole training step of ResNet-32 at batch 128: ours against SGD and the plain mean.
 
-The limit is the model's forward and backward pass alone. Memory is the peak of a process of its own
-that makes the model and trains a few steps: what torch's allocator handed out, and the resident set.
+The limit is the model's forward and backward pass alone. Memory is the peak of a process of its
+own that makes the model and trains a few steps: what torch's allocator handed out, and the resident
+set.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 
-import torch
 import torch.nn.functional as F
 from contest import Case, Contender, Result, Settings, contest
 from machine import BENCH

@@ -188,7 +188,8 @@ def summary(case: Case, result: Result) -> dict[str, Any]:
 def measured(case: Case, settings: Settings) -> dict[str, Any]:
     """The row of a case; one that fails has an "error" in place of numbers."""
     torch.manual_seed(0)
-    torch.compiler.reset()
+    if settings.compiles:
+        torch.compiler.reset()  # what one case compiled is not the next one's
     try:
         return summary(case, case.run(settings))
     except Exception as error:

@@ -14,9 +14,10 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-import torch_absgd as ta
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
+
+import torch_absgd as ta
 
 sys.path.append(str(Path(__file__).resolve().parents[2] / "recipes"))
 from models import build

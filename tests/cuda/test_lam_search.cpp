@@ -29,9 +29,10 @@ std::vector<uint8_t> every_third_masked(size_t n) {
 }
 
 TEST_P(CudaLam, FollowFindsTheCpusLambda) {
-    for (int64_t n : {1, 2, 100, 2049, 7000}) {
+    for (int64_t n : {1, 100, 4100}) { /* 4100: three chunks */
         for (const absgd_lam_rule &rule : RULES) {
             for (bool masked : {false, true}) {
+                if (masked && n == 1) continue; /* nothing would be left */
                 SCOPED_TRACE(testing::Message() << "n = " << n << ", kind " << rule.kind);
                 const Bytes losses = encode(GetParam(), normal_values(n, 1, 2.0));
                 const std::vector<uint8_t> mask = every_third_masked(n);
@@ -82,7 +83,8 @@ TEST(CudaWeightedLoss, CountedAndDot) {
     EXPECT_EQ(mask.get(), (std::vector<uint8_t>{1, 0, 1, 0, 1}));
     for (absgd_dtype dtype : {ABSGD_FLOAT32, ABSGD_FLOAT64}) {
         for (size_t n : {0, 1, 1000}) {
-            const Bytes a = encode(dtype, normal_values(n, 1)), b = encode(dtype, normal_values(n, 2));
+            const Bytes a = encode(dtype, normal_values(n, 1));
+            const Bytes b = encode(dtype, normal_values(n, 2));
             const std::vector<double> x = decode(dtype, a), y = decode(dtype, b);
             double wanted = 0.0;
             for (size_t i = 0; i < n; i++) wanted += x[i] * y[i];

@@ -5,17 +5,19 @@ Every rank can make the whole batch, so each computes the single-process run its
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-import torch_absgd as ta
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
+
+import torch_absgd as ta
 
 INPUTS, CLASSES = 5, 3
 
@@ -60,7 +62,7 @@ def cut(batch: tuple[Tensor, Tensor], parts: int, seed: int) -> list[tuple[Tenso
     if seed % 2 == 0 and bounds:  # two cuts in one place
         bounds[0] = 0 if parts == 2 else bounds[-1]
     bounds = [0, *sorted(bounds), len(y)]
-    return [(x[i:j], y[i:j]) for i, j in zip(bounds, bounds[1:], strict=False)]
+    return [(x[i:j], y[i:j]) for i, j in itertools.pairwise(bounds)]
 
 
 def whole(t: Tensor) -> Tensor:

@@ -7,9 +7,10 @@ import math
 import pytest
 import torch
 import torch.distributed as dist
-import torch_absgd as ta
 from parallel import batches, copy_state, cut, largest_difference, losses, pair, small_model
 from ranks import Ranks
+
+import torch_absgd as ta
 
 WRAPPERS = ["ddp", "fsdp2"]
 LAMBDAS = [0.3, math.inf, -1.0]
@@ -18,7 +19,9 @@ LAMBDAS = [0.3, math.inf, -1.0]
 def train(wrapper: str, lam: float, steps: int, synchronise: bool) -> dict[str, list[float]]:
     """Differences between the ranks' run and one process's, at every step."""
     single, ranks = pair(wrapper, lam)
-    gaps: dict[str, list[float]] = {name: [] for name in ("weights", "log_s", "stats", "parameters")}
+    gaps: dict[str, list[float]] = {
+        name: [] for name in ("weights", "log_s", "stats", "parameters")
+    }
     for step, batch in enumerate(batches(steps)):
         if synchronise:
             copy_state(single, ranks)

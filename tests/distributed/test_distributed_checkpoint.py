@@ -10,7 +10,6 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
-import torch_absgd as ta
 from parallel import RULE, batches, cut, losses, small_model, whole, wrapped
 from ranks import Ranks
 from torch import Tensor, nn
@@ -23,6 +22,8 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
     set_state_dict,
 )
+
+import torch_absgd as ta
 
 STOP, END = 6, 12
 
@@ -98,8 +99,9 @@ def gather_and_broadcast() -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     model, opt = built("fsdp2")
     train(model, opt, 0, STOP)
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-    states = get_model_state_dict(model, options=options), get_optimizer_state_dict(
-        model, opt, options=options
+    states = (
+        get_model_state_dict(model, options=options),
+        get_optimizer_state_dict(model, opt, options=options),
     )
     states = copy.deepcopy(states)  # log_s and λ in it are the optimizer's own tensors
     train(model, opt, STOP, END)

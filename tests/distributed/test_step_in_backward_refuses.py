@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import pytest
-import torch_absgd as ta
 from parallel import pair
 from ranks import Ranks
+
+import torch_absgd as ta
 
 
 def attach(wrapper: str) -> None:
     _, (_, opt) = pair(wrapper, 1.0)
-    with pytest.raises(RuntimeError, match={"ddp": "averaged over the 2 ranks", "fsdp2": "FSDP"}[wrapper]):
+    reason = {"ddp": "averaged over the 2 ranks", "fsdp2": "FSDP"}[wrapper]
+    with pytest.raises(RuntimeError, match=reason):
         ta.step_in_backward(opt)
 
 

@@ -17,7 +17,7 @@ from PIL import Image
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 OPTIONS = [
-    "--arch", "resnet20", "--imbalance", "none", "--epochs", "4", "--stage-two", "2", "--lam", "1",
+    "--arch", "resnet8", "--imbalance", "none", "--epochs", "4", "--stage-two", "2", "--lam", "1",
     "--lr", "0.02", "--warmup-epochs", "0", "--batch-size", "16", "--checkpoint-every", "2",
 ]  # fmt: skip
 
@@ -54,6 +54,15 @@ def start(images: Path, output: Path, *options: str) -> subprocess.Popen[str]:
     )
 
 
+def finish(process: subprocess.Popen[str]) -> str:
+    """What it has printed at its end."""
+    try:
+        return process.communicate(timeout=240)[0]
+    except subprocess.TimeoutExpired:
+        process.terminate()  # and torchrun its workers
+        raise AssertionError(f"does not end: {process.communicate()[0]}") from None
+
+
 def workers(process: subprocess.Popen[str]) -> list[int]:
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
     return [int(pid) for pid in children.read_text().split()]
@@ -79,36 +88,35 @@ def wait_until_in_mid_epoch(process: subprocess.Popen[str], output: Path) -> Non
             if state["epoch"] >= 1 and state["batch"] > 0:
                 return
         time.sleep(0.01)
+    process.terminate()
     raise AssertionError(f"no checkpoint within an epoch: {process.communicate()[0]}")
 
 
 def test_a_worker_dies_and_nothing_is_lost(images: Path, tmp_path: Path) -> None:
     calm = start(images, tmp_path / "calm")
-    output, _ = calm.communicate(timeout=300)
+    output = finish(calm)
     assert calm.returncode == 0, output
     assert output.count("epoch   0") == 1, output  # one of the two prints
 
     hit = start(images, tmp_path / "hit")
     wait_until_in_mid_epoch(hit, tmp_path / "hit")
-    victim = workers(hit)[-1]
-    os.kill(victim, signal.SIGKILL)
-    output, _ = hit.communicate(timeout=300)
+    os.kill(workers(hit)[-1], signal.SIGKILL)
+    output = finish(hit)
     assert hit.returncode == 0, output
-    assert f"pid: {victim}" in output and "SIGKILL" in output, output
     assert output.count("60 training images") == 2, output  # it did start twice
 
-    assert results(tmp_path / "hit") == results(tmp_path / "calm")
+    ours, expected = results(tmp_path / "hit"), results(tmp_path / "calm")
+    assert [name for name in expected if ours[name] != expected[name]] == []
 
 
 def test_two_processes_train_as_one(images: Path, tmp_path: Path) -> None:
     """On the same batches, up to the statistics that batch normalisation takes of each part."""
     two = start(images, tmp_path / "two", "--epochs", "1")
-    output, _ = two.communicate(timeout=300)
+    output = finish(two)
     assert two.returncode == 0, output
     command = [sys.executable, str(RECIPES / "cifar_lt.py"), "--data-dir", str(images),
                "--output-dir", str(tmp_path / "one"), *OPTIONS, "--epochs", "1"]  # fmt: skip
-    one = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=True)
-    assert one.returncode == 0
+    subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=True)
     logs = [
         json.loads((tmp_path / name / "log.jsonl").read_text().splitlines()[0])
         for name in ("two", "one")

@@ -8,11 +8,12 @@ import digits
 import hf_trainer_digits
 import pytest
 import torch
-import torch_absgd as ta
 from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
+
+import torch_absgd as ta
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # transformers' own
 
