@@ -37,12 +37,12 @@ extern "C" {
 
 typedef enum absgd_status {
     ABSGD_OK = 0,
-    ABSGD_NULL_POINTER = 1,         /* a required pointer is NULL */
-    ABSGD_INVALID_DTYPE = 2,        /* not one of absgd_dtype */
-    ABSGD_INVALID_SIZE = 3,         /* a negative size, or begin and end outside 0 ≤ begin ≤ end ≤ size */
+    ABSGD_NULL_POINTER = 1,  /* a required pointer is NULL */
+    ABSGD_INVALID_DTYPE = 2, /* not one of absgd_dtype */
+    ABSGD_INVALID_SIZE = 3,  /* a negative size, or begin and end outside 0 ≤ begin ≤ end ≤ size */
     ABSGD_INVALID_HYPERPARAMETER = 4, /* outside the range that its field documents */
-    ABSGD_TARGET_OUT_OF_RANGE = 5,  /* a target is neither ignore_index nor in [0, classes) */
-    ABSGD_CUDA_ERROR = 6,           /* a launch failed; cudaGetLastError says why (CUDA only) */
+    ABSGD_TARGET_OUT_OF_RANGE = 5,    /* a target is neither ignore_index nor in [0, classes) */
+    ABSGD_CUDA_ERROR = 6,             /* a launch failed; cudaGetLastError says why (CUDA only) */
 } absgd_status;
 
 /* A sentence in English for each status; "unknown status" for other values. Never NULL. */
@@ -124,8 +124,8 @@ typedef struct absgd_report {
 /* Rate of the exponential running mean that absgd_observe keeps. */
 #define ABSGD_REPORT_RATE 0.01
 
-/* reports[0] = the batch's report, after absgd_update_log_s; reports[1], its running mean, starts at
- * the first batch while its count reads NaN. An empty batch changes nothing, a non-finite one
+/* reports[0] = the batch's report, after absgd_update_log_s; reports[1], its running mean, starts
+ * at the first batch while its count reads NaN. An empty batch changes nothing, a non-finite one
  * leaves the running mean. */
 ABSGD_API absgd_status absgd_observe(const absgd_stats *stats, const double *lam,
                                      const double *log_s, absgd_report reports[2]);
@@ -202,9 +202,9 @@ ABSGD_API absgd_status absgd_lam_join(const absgd_lam_row *rows, int64_t n_rows,
 ABSGD_API absgd_status absgd_lam_round(const absgd_lam_rule *rule, const absgd_lam_row *rows,
                                        int64_t n_rows, absgd_lam_search *search);
 
-/* After the last round: moves log|λ| towards log|λ*| by rate; sets λ = λ* if it is NaN, ±∞ or of the
- * other sign. A batch that defines no λ* (fewer than two samples, non-finite ones, all equal, or too
- * many tied for the target) leaves λ as it is. */
+/* After the last round: moves log|λ| towards log|λ*| by rate; sets λ = λ* if it is NaN, ±∞ or of
+ * the other sign. A batch that defines no λ* (fewer than two samples, non-finite ones, all equal,
+ * or too many tied for the target) leaves λ as it is. */
 ABSGD_API absgd_status absgd_lam_update(const absgd_lam_rule *rule, const absgd_lam_search *search,
                                         double *lam);
 
@@ -219,8 +219,8 @@ typedef struct absgd_tensor {
 } absgd_tensor;
 
 typedef struct absgd_sgd_options {
-    double lr;           /* η */
-    double momentum;     /* β ≥ 0 */
+    double lr;       /* η */
+    double momentum; /* β ≥ 0 */
     double dampening;
     double weight_decay; /* g ← g + weight_decay·w */
     double grad_scale;   /* g ← g/grad_scale first (AMP); 1 otherwise; grad itself is not changed */

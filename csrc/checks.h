@@ -40,21 +40,18 @@ static inline absgd_status absgd_check_step(absgd_dtype dtype, const absgd_tenso
 
 /* Without the targets' range: they may be on a device. */
 static inline absgd_status absgd_check_softmax_loss(absgd_dtype dtype, const absgd_softmax_loss *o,
-                                                    const int64_t *target,
-                                                    const void *soft_target, int64_t begin,
-                                                    int64_t end) {
+                                                    const int64_t *target, const void *soft_target,
+                                                    int64_t begin, int64_t end) {
     ABSGD_REQUIRE(absgd_is_dtype(dtype), ABSGD_INVALID_DTYPE);
     ABSGD_REQUIRE(o, ABSGD_NULL_POINTER);
-    ABSGD_REQUIRE(o->classes >= 1 && o->inner >= 1 && o->samples >= 0 &&
-                      o->samples % o->inner == 0,
+    ABSGD_REQUIRE(o->classes >= 1 && o->inner >= 1 && o->samples >= 0 && o->samples % o->inner == 0,
                   ABSGD_INVALID_SIZE);
     ABSGD_REQUIRE(0 <= begin && begin <= end && end <= o->samples, ABSGD_INVALID_SIZE);
     ABSGD_REQUIRE(o->scale > 0.0 && isfinite(o->scale), ABSGD_INVALID_HYPERPARAMETER);
     ABSGD_REQUIRE(o->focal_gamma >= 0.0 && isfinite(o->focal_gamma), ABSGD_INVALID_HYPERPARAMETER);
     ABSGD_REQUIRE(o->label_smoothing >= 0.0 && o->label_smoothing <= 1.0,
                   ABSGD_INVALID_HYPERPARAMETER);
-    ABSGD_REQUIRE(o->focal_gamma == 0.0 || o->label_smoothing == 0.0,
-                  ABSGD_INVALID_HYPERPARAMETER);
+    ABSGD_REQUIRE(o->focal_gamma == 0.0 || o->label_smoothing == 0.0, ABSGD_INVALID_HYPERPARAMETER);
     ABSGD_REQUIRE(!soft_target || (!o->margin && o->focal_gamma == 0.0),
                   ABSGD_INVALID_HYPERPARAMETER);
     ABSGD_REQUIRE(begin == end || !target != !soft_target, ABSGD_NULL_POINTER);

@@ -1,25 +1,11 @@
 /* The public functions of absgd.h: each checks its arguments, then calls the kernel of the best
  * level that the processor has. */
 #include "absgd_math.h"
+#include "checks.h"
 #include "kernels.h"
 #include "lam_search_math.h"
 
 #include <stdlib.h>
-
-const char *absgd_status_string(absgd_status status) {
-    switch (status) {
-        case ABSGD_OK: return "success";
-        case ABSGD_NULL_POINTER: return "a required pointer is NULL";
-        case ABSGD_INVALID_DTYPE: return "dtype is not one of absgd_dtype";
-        case ABSGD_INVALID_SIZE:
-            return "a size is negative, or begin and end do not satisfy 0 <= begin <= end <= size";
-        case ABSGD_INVALID_HYPERPARAMETER: return "a hyper-parameter is outside its range";
-        case ABSGD_TARGET_OUT_OF_RANGE:
-            return "a target is neither ignore_index nor in [0, classes)";
-        case ABSGD_CUDA_ERROR: return "a CUDA launch failed";
-    }
-    return "unknown status";
-}
 
 #if defined(__x86_64__)
 /* The environment variable ABSGD_CPU_LEVEL (2, 3 or 4) lowers the level, for tests and benchmarks.
@@ -31,7 +17,8 @@ static int cpu_level(void) {
     __builtin_cpu_init();
     level = __builtin_cpu_supports("x86-64-v4") ? 4 : __builtin_cpu_supports("x86-64-v3") ? 3 : 2;
     const char *wanted = getenv("ABSGD_CPU_LEVEL");
-    if (wanted && wanted[0] >= '2' && wanted[0] - '0' < level && !wanted[1]) level = wanted[0] - '0';
+    if (wanted && wanted[0] >= '2' && wanted[0] - '0' < level && !wanted[1])
+        level = wanted[0] - '0';
     __atomic_store_n(&cached, level, __ATOMIC_RELAXED);
     return level;
 }
@@ -46,21 +33,11 @@ static int cpu_level(void) {
 #define CALL(name, ...) name##_v1(__VA_ARGS__)
 #endif
 
-#define REQUIRE(condition, status)                                                                 \
-    if (!(condition)) return status
-
-static int is_dtype(absgd_dtype dtype) {
-    return (int)dtype >= (int)ABSGD_FLOAT32 && (int)dtype <= (int)ABSGD_BFLOAT16;
-}
-
-static int is_rule(const absgd_rule *rule) {
-    return rule->gamma > 0.0 && rule->gamma <= 1.0 && rule->alpha > 0.0 && isfinite(rule->alpha) &&
-           (rule->s_init >= 0.0 || isnan(rule->s_init)) && !isinf(rule->s_init);
-}
+#define REQUIRE ABSGD_REQUIRE
 
 absgd_status absgd_batch_stats(absgd_dtype dtype, const void *losses, const uint8_t *mask,
                                int64_t n, const double *lam, absgd_stats *stats) {
-    REQUIRE(is_dtype(dtype), ABSGD_INVALID_DTYPE);
+    REQUIRE(absgd_is_dtype(dtype), ABSGD_INVALID_DTYPE);
     REQUIRE(n >= 0, ABSGD_INVALID_SIZE);
     REQUIRE(lam && stats && (losses || n == 0), ABSGD_NULL_POINTER);
     CALL(absgd_batch_stats, dtype, losses, mask, n, *lam, stats);
@@ -79,15 +56,15 @@ absgd_status absgd_combine_stats(const absgd_stats *rows, int64_t n_rows, absgd_
 absgd_status absgd_carry_log_s(const double *lam, const absgd_rule *rule, double *log_s,
                                double *log_s_lam) {
     REQUIRE(lam && rule && log_s && log_s_lam, ABSGD_NULL_POINTER);
-    REQUIRE(is_rule(rule), ABSGD_INVALID_HYPERPARAMETER);
+    REQUIRE(absgd_is_rule(rule), ABSGD_INVALID_HYPERPARAMETER);
     absgd_carry(*lam, rule->s_init, log_s, log_s_lam);
     return ABSGD_OK;
 }
 
-absgd_status absgd_update_log_s(const absgd_stats *stats, const double *lam,
-                                const absgd_rule *rule, double *log_s, double *log_s_lam) {
+absgd_status absgd_update_log_s(const absgd_stats *stats, const double *lam, const absgd_rule *rule,
+                                double *log_s, double *log_s_lam) {
     REQUIRE(stats && lam && rule && log_s && log_s_lam, ABSGD_NULL_POINTER);
-    REQUIRE(is_rule(rule), ABSGD_INVALID_HYPERPARAMETER);
+    REQUIRE(absgd_is_rule(rule), ABSGD_INVALID_HYPERPARAMETER);
     absgd_update(stats, *lam, rule->gamma, rule->alpha, rule->s_init, log_s, log_s_lam);
     return ABSGD_OK;
 }
@@ -95,7 +72,7 @@ absgd_status absgd_update_log_s(const absgd_stats *stats, const double *lam,
 absgd_status absgd_weights(absgd_dtype dtype, const void *losses, const uint8_t *mask, int64_t n,
                            const double *lam, const double *log_s, const absgd_stats *stats,
                            double factor, void *weights, void *coefficients) {
-    REQUIRE(is_dtype(dtype), ABSGD_INVALID_DTYPE);
+    REQUIRE(absgd_is_dtype(dtype), ABSGD_INVALID_DTYPE);
     REQUIRE(n >= 0, ABSGD_INVALID_SIZE);
     REQUIRE(lam && log_s && stats, ABSGD_NULL_POINTER);
     REQUIRE((losses && weights && coefficients) || n == 0, ABSGD_NULL_POINTER);
@@ -115,7 +92,7 @@ absgd_status absgd_accumulate(const absgd_stats *stats, const double *lam, const
                               absgd_accumulation *accumulation, double *shrink) {
     REQUIRE(stats && lam && rule && log_s && log_s_lam && accumulation && shrink,
             ABSGD_NULL_POINTER);
-    REQUIRE(is_rule(rule), ABSGD_INVALID_HYPERPARAMETER);
+    REQUIRE(absgd_is_rule(rule), ABSGD_INVALID_HYPERPARAMETER);
     *shrink = absgd_accumulate_batch(stats, *lam, rule->alpha, rule->s_init, *log_s, *log_s_lam,
                                      accumulation);
     return ABSGD_OK;
@@ -125,7 +102,8 @@ absgd_status absgd_settle(absgd_accumulation *accumulation, const double *lam,
                           const absgd_rule *rule, double divisor, double *log_s, double *log_s_lam,
                           double *factor) {
     REQUIRE(accumulation && lam && rule && log_s && log_s_lam && factor, ABSGD_NULL_POINTER);
-    REQUIRE(is_rule(rule) && divisor > 0.0 && isfinite(divisor), ABSGD_INVALID_HYPERPARAMETER);
+    REQUIRE(absgd_is_rule(rule) && divisor > 0.0 && isfinite(divisor),
+            ABSGD_INVALID_HYPERPARAMETER);
     *factor = absgd_settle_batch(accumulation, *lam, rule->gamma, rule->alpha, rule->s_init,
                                  divisor, log_s, log_s_lam);
     return ABSGD_OK;
@@ -141,7 +119,7 @@ static int is_lam_rule(const absgd_lam_rule *rule) {
 absgd_status absgd_lam_sums(absgd_dtype dtype, const void *losses, const uint8_t *mask, int64_t n,
                             const absgd_lam_rule *rule, const absgd_lam_search *search,
                             absgd_lam_row *row) {
-    REQUIRE(is_dtype(dtype), ABSGD_INVALID_DTYPE);
+    REQUIRE(absgd_is_dtype(dtype), ABSGD_INVALID_DTYPE);
     REQUIRE(n >= 0, ABSGD_INVALID_SIZE);
     REQUIRE(rule && search && row && (losses || n == 0), ABSGD_NULL_POINTER);
     REQUIRE(is_lam_rule(rule), ABSGD_INVALID_HYPERPARAMETER);
@@ -177,31 +155,13 @@ absgd_status absgd_lam_update(const absgd_lam_rule *rule, const absgd_lam_search
     return ABSGD_OK;
 }
 
-static absgd_status check_step(const absgd_tensor *tensors, int64_t n_tensors,
-                               const absgd_sgd_options *o, int64_t begin, int64_t end) {
-    REQUIRE(n_tensors >= 0, ABSGD_INVALID_SIZE);
-    REQUIRE(o && (tensors || n_tensors == 0), ABSGD_NULL_POINTER);
-    REQUIRE(o->momentum >= 0.0, ABSGD_INVALID_HYPERPARAMETER);
-    REQUIRE(!o->polyak || (o->dampening == 0.0 && !o->nesterov), ABSGD_INVALID_HYPERPARAMETER);
-    REQUIRE(!o->nesterov || (o->momentum > 0.0 && o->dampening == 0.0),
-            ABSGD_INVALID_HYPERPARAMETER);
-    int64_t size = 0;
-    for (int64_t i = 0; i < n_tensors; i++) {
-        const absgd_tensor *t = &tensors[i];
-        REQUIRE(t->numel >= 0, ABSGD_INVALID_SIZE);
-        REQUIRE((t->param && t->grad) || t->numel == 0, ABSGD_NULL_POINTER);
-        REQUIRE(t->momentum || o->momentum == 0.0 || t->numel == 0, ABSGD_NULL_POINTER);
-        size += t->numel;
-    }
-    REQUIRE(0 <= begin && begin <= end && end <= size, ABSGD_INVALID_SIZE);
-    return ABSGD_OK;
-}
-
 absgd_status absgd_sgd_step(absgd_dtype dtype, const absgd_tensor *tensors, int64_t n_tensors,
                             const absgd_sgd_options *options, int64_t begin, int64_t end) {
-    REQUIRE(is_dtype(dtype), ABSGD_INVALID_DTYPE);
-    absgd_status status = check_step(tensors, n_tensors, options, begin, end);
+    absgd_status status = absgd_check_step(dtype, tensors, n_tensors, options);
     if (status != ABSGD_OK) return status;
+    int64_t size = 0;
+    for (int64_t i = 0; i < n_tensors; i++) size += tensors[i].numel;
+    REQUIRE(0 <= begin && begin <= end && end <= size, ABSGD_INVALID_SIZE);
     CALL(absgd_sgd_step, dtype, tensors, options, begin, end);
     return ABSGD_OK;
 }
@@ -209,17 +169,8 @@ absgd_status absgd_sgd_step(absgd_dtype dtype, const absgd_tensor *tensors, int6
 static absgd_status check_softmax_loss(absgd_dtype dtype, const absgd_softmax_loss *o,
                                        const int64_t *target, const void *soft_target,
                                        int64_t begin, int64_t end) {
-    REQUIRE(is_dtype(dtype), ABSGD_INVALID_DTYPE);
-    REQUIRE(o, ABSGD_NULL_POINTER);
-    REQUIRE(o->classes >= 1 && o->inner >= 1 && o->samples >= 0 && o->samples % o->inner == 0,
-            ABSGD_INVALID_SIZE);
-    REQUIRE(0 <= begin && begin <= end && end <= o->samples, ABSGD_INVALID_SIZE);
-    REQUIRE(o->scale > 0.0 && isfinite(o->scale), ABSGD_INVALID_HYPERPARAMETER);
-    REQUIRE(o->focal_gamma >= 0.0 && isfinite(o->focal_gamma), ABSGD_INVALID_HYPERPARAMETER);
-    REQUIRE(o->label_smoothing >= 0.0 && o->label_smoothing <= 1.0, ABSGD_INVALID_HYPERPARAMETER);
-    REQUIRE(o->focal_gamma == 0.0 || o->label_smoothing == 0.0, ABSGD_INVALID_HYPERPARAMETER);
-    REQUIRE(!soft_target || (!o->margin && o->focal_gamma == 0.0), ABSGD_INVALID_HYPERPARAMETER);
-    REQUIRE(begin == end || !target != !soft_target, ABSGD_NULL_POINTER);
+    absgd_status status = absgd_check_softmax_loss(dtype, o, target, soft_target, begin, end);
+    if (status != ABSGD_OK) return status;
     for (int64_t i = begin; target && i < end; i++) {
         REQUIRE(target[i] == o->ignore_index || (0 <= target[i] && target[i] < o->classes),
                 ABSGD_TARGET_OUT_OF_RANGE);

@@ -50,7 +50,8 @@ ABSGD_INLINE double absgd_exp_f64(double x) {
  * subnormal, NaN for NaN. x = n·log 2 + r with |r| ≤ log(2)/2, where n·(log 2)'s high part is
  * exact, and exp(r) = 1 + r + r²·q(r), q fitted for the least relative error (1.1e-7). */
 ABSGD_INLINE float absgd_exp_nonpositive_f32(float x) {
-    const float magic = 0x1.8000fep23f; /* rounds to an integer n, and keeps n + 127 in the low bits */
+    const float magic =
+        0x1.8000fep23f; /* rounds to an integer n, and keeps n + 127 in the low bits */
     float shifted = ABSGD_FMA(x, 0x1.715476p0f, magic);
     float n = shifted - magic;
     float r = ABSGD_FMA(n, -0x1.7f7d1cp-20f, ABSGD_FMA(n, -0x1.62e4p-1f, x));
@@ -88,7 +89,7 @@ ABSGD_INLINE double absgd_log_f64(double x) {
     uint64_t bits;
     memcpy(&bits, &x, sizeof bits);
     bits += 0x00095f619980c433u; /* carries into the exponent from a mantissa of √2 on */
-    uint64_t exponent = 0x4330000000000000u | (bits >> 52); /* 2^52 + (k + 1023) */
+    uint64_t exponent = 0x4330000000000000u | (bits >> 52);    /* 2^52 + (k + 1023) */
     bits = (bits & 0x000fffffffffffffu) + 0x3fe6a09e667f3bcdu; /* back, with f's exponent */
     double f, k;
     memcpy(&f, &bits, sizeof f);

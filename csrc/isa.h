@@ -13,7 +13,7 @@
  * choose differently in a loop's body and in its remainder, and then the bits of a result would
  * depend on how the work was split. */
 #ifdef __FP_FAST_FMAF
-#define ABSGD_FMA(a, b, c) \
+#define ABSGD_FMA(a, b, c)                                                                         \
     _Generic((a), float: __builtin_fmaf((a), (b), (c)), double: __builtin_fma((a), (b), (c)))
 #else
 #define ABSGD_FMA(a, b, c) ((a) * (b) + (c))

@@ -11,15 +11,15 @@
     void absgd_weights_v##level(absgd_dtype dtype, const void *losses, const uint8_t *mask,        \
                                 int64_t n, double lam, double log_s, const absgd_stats *stats,     \
                                 double factor, void *weights, void *coefficients);                 \
-    void absgd_lam_sums_v##level(absgd_dtype dtype, const void *losses, const uint8_t *mask,      \
+    void absgd_lam_sums_v##level(absgd_dtype dtype, const void *losses, const uint8_t *mask,       \
                                  int64_t n, double sign, const absgd_lam_search *search,           \
                                  absgd_lam_row *row);                                              \
     void absgd_sgd_step_v##level(absgd_dtype dtype, const absgd_tensor *tensors,                   \
                                  const absgd_sgd_options *options, int64_t begin, int64_t end);    \
-    void absgd_softmax_loss_forward_v##level(                                                      \
-        absgd_dtype dtype, const absgd_softmax_loss *spec, const void *logits,                     \
-        const int64_t *target, const void *soft_target, void *loss, void *saved, int64_t begin,    \
-        int64_t end);                                                                              \
+    void absgd_softmax_loss_forward_v##level(absgd_dtype dtype, const absgd_softmax_loss *spec,    \
+                                             const void *logits, const int64_t *target,            \
+                                             const void *soft_target, void *loss, void *saved,     \
+                                             int64_t begin, int64_t end);                          \
     void absgd_softmax_loss_backward_v##level(                                                     \
         absgd_dtype dtype, const absgd_softmax_loss *spec, const void *logits,                     \
         const int64_t *target, const void *soft_target, const void *saved, const void *grad_loss,  \

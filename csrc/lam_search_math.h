@@ -6,9 +6,9 @@
  *   effective sample size   (Σq)²/(B Σq²)   = S0²/(B T0)         grows with |λ|
  *   KL radius               KL(q ‖ uniform) = S1/S0 − log(S0/B)  falls with |λ|
  *
- * where S_k = Σ y^k exp y and T_k = Σ y^k exp 2y. Both are functions of u = log|λ| whose derivatives
- * need no further sums, so that each round is one pass: Newton's step where it stays inside the
- * bracket and halves the step before, else a bisection. */
+ * where S_k = Σ y^k exp y and T_k = Σ y^k exp 2y. Both are functions of u = log|λ| whose
+ * derivatives need no further sums, so that each round is one pass: Newton's step where it stays
+ * inside the bracket and halves the step before, else a bisection. */
 #ifndef ABSGD_LAM_SEARCH_MATH_H
 #define ABSGD_LAM_SEARCH_MATH_H
 

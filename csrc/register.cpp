@@ -70,8 +70,8 @@ Tensor batch_stats(const Tensor &losses, std::optional<Tensor> mask, const Tenso
 } // namespace
 
 Tensor weigh(const Tensor &losses, std::optional<Tensor> mask, std::optional<Tensor> rows,
-             const Tensor &lam, const Tensor &log_s, const Tensor &log_s_lam,
-             const Tensor &reports, double gamma, double alpha, double s_init, double factor) {
+             const Tensor &lam, const Tensor &log_s, const Tensor &log_s_lam, const Tensor &reports,
+             double gamma, double alpha, double s_init, double factor) {
     const Losses batch(losses, mask);
     const double *lam_ = doubles(lam, 1, "lam");
     double *log_s_ = doubles(log_s, 1, "log_s");
@@ -110,9 +110,9 @@ Tensor weigh_provisionally(const Tensor &losses, std::optional<Tensor> mask,
     return weights_of(batch, lam_, &acc->log_c, stats, factor);
 }
 
-Tensor settle(const Tensor &accumulation, std::optional<Tensor> rows, const Tensor &lam, const Tensor &log_s,
-              const Tensor &log_s_lam, const Tensor &reports, double gamma, double alpha,
-              double s_init, double divisor) {
+Tensor settle(const Tensor &accumulation, std::optional<Tensor> rows, const Tensor &lam,
+              const Tensor &log_s, const Tensor &log_s_lam, const Tensor &reports, double gamma,
+              double alpha, double s_init, double divisor) {
     auto *acc = reinterpret_cast<absgd_accumulation *>(
         doubles(accumulation, ACCUMULATION_SIZE, "accumulation"));
     absgd_accumulation now = *acc;
@@ -176,7 +176,8 @@ Tensor lam_sums(const Tensor &losses, std::optional<Tensor> mask, const Tensor &
                 const Tensor &search) {
     const Losses batch(losses, mask);
     absgd_lam_row whole;
-    const std::vector<absgd_lam_row> rows = lam_rows(batch, lam_rule_of(lam_rule), search_of(search));
+    const std::vector<absgd_lam_row> rows =
+        lam_rows(batch, lam_rule_of(lam_rule), search_of(search));
     check(absgd_lam_join(rows.data(), rows.size(), &whole), "absgd::lam_sums");
     Tensor out = torch::stable::new_empty(losses, {LAM_ROW_SIZE}, ScalarType::Double);
     *reinterpret_cast<absgd_lam_row *>(doubles(out, LAM_ROW_SIZE, "row")) = whole;
@@ -227,9 +228,8 @@ void sgd_step_(const std::vector<Tensor> &params, const std::vector<Tensor> &gra
                double weight_decay, bool nesterov, bool maximize, bool polyak,
                std::optional<Tensor> grad_scale, std::optional<Tensor> found_inf) {
     if (found_inf && *doubles(*found_inf, 1, "found_inf") != 0.0) return;
-    const absgd_sgd_options options =
-        options_of(lr, lr_tensor, momentum, dampening, weight_decay, nesterov, maximize, polyak,
-                   grad_scale);
+    const absgd_sgd_options options = options_of(lr, lr_tensor, momentum, dampening, weight_decay,
+                                                 nesterov, maximize, polyak, grad_scale);
     StepTensors tensors(params, grads, momenta, fresh);
     for (int dtype = ABSGD_FLOAT32; dtype <= ABSGD_BFLOAT16; dtype++) {
         const std::vector<absgd_tensor> &list = tensors.of[dtype];
@@ -246,9 +246,8 @@ void sgd_step_table(const Tensor &table, const Tensor &anchor, double lr,
                     double weight_decay, bool nesterov, bool maximize, bool polyak,
                     std::optional<Tensor> grad_scale, std::optional<Tensor> found_inf) {
     if (found_inf && *doubles(*found_inf, 1, "found_inf") != 0.0) return;
-    const absgd_sgd_options options =
-        options_of(lr, lr_tensor, momentum, dampening, weight_decay, nesterov, maximize, polyak,
-                   grad_scale);
+    const absgd_sgd_options options = options_of(lr, lr_tensor, momentum, dampening, weight_decay,
+                                                 nesterov, maximize, polyak, grad_scale);
     step_tensors(dtype_of(anchor, "params"), step_table(table), table.size(0), options);
 }
 

@@ -43,6 +43,10 @@ inline Tensor as_contiguous(const Tensor &t) {
     return t.is_contiguous() ? t : torch::stable::contiguous(t);
 }
 
+inline bool same_device(const Tensor &a, const Tensor &b) {
+    return a.is_cpu() == b.is_cpu() && a.get_device_index() == b.get_device_index();
+}
+
 /* The memory of a float64 tensor of n elements: λ, log_s and the rows of statistics. */
 inline double *doubles(const Tensor &t, int64_t n, const char *name) {
     STD_TORCH_CHECK(t.scalar_type() == ScalarType::Double && t.numel() == n && t.is_contiguous(),

@@ -24,8 +24,7 @@ enum {
     BLOCK_CLASSES = 32, /* classes of a block of positions at a time */
 };
 
-ABSGD_DEFINE_SOFTMAX_LOSS(double, sample, absgd_exp_nonpositive_f64, absgd_log_f64,
-                          absgd_log1p_f64)
+ABSGD_DEFINE_SOFTMAX_LOSS(double, sample, absgd_exp_nonpositive_f64, absgd_log_f64, absgd_log1p_f64)
 
 /* Of a block's samples: M, S, z_y, Σ a_c and Σ a_c(M − z_c), as softmax_loss_math.h has them. */
 typedef struct sums {

@@ -20,11 +20,13 @@
 #ifdef __CUDACC__
 #define ABSGD_PER_SAMPLE static inline __host__ __device__
 #else
-#define ABSGD_PER_SAMPLE static inline __attribute__((always_inline)) /* or loops do not vectorise */
+#define ABSGD_PER_SAMPLE                                                                           \
+    static inline __attribute__((always_inline)) /* or loops do not vectorise */
 #endif
 
 /* EXP is called for arguments ≤ 0, LOG in [0, 1] (below −700 at 0), LOG1P for ≥ 0 and for −1 (−∞
- * or NaN), where every class is masked by −∞ and the loss is NaN; all of them hand NaN on. max, sum: M and S; a_sum, a_dot: Σ a_c and Σ a_c(M − z_c). */
+ * or NaN), where every class is masked by −∞ and the loss is NaN; all of them hand NaN on. max,
+ * sum: M and S; a_sum, a_dot: Σ a_c and Σ a_c(M − z_c). */
 #define ABSGD_DEFINE_SOFTMAX_LOSS(T, name, EXP, LOG, LOG1P)                                        \
     typedef struct name##_result {                                                                 \
         T loss, others, at_target;                                                                 \

@@ -71,15 +71,15 @@ ABSGD_INLINE void REAL(row_a)(const loss_call *call, int64_t at, int64_t c, int6
 /* Reductions over a tile. Not inlined: gcc vectorises the one loop then, and of several inlined
  * copies it leaves some scalar. */
 static ABSGD_NOINLINE real REAL(max_of)(const real *z, int64_t n, real max) {
-    _Pragma("omp simd reduction(max : max)")
-    for (int64_t i = 0; i < n; i++) max = z[i] > max ? z[i] : max;
+    _Pragma("omp simd reduction(max : max)") for (int64_t i = 0; i < n; i++) max =
+        z[i] > max ? z[i] : max;
     return max;
 }
 
 static ABSGD_NOINLINE real REAL(exp_sum)(const real *z, int64_t n, real max) {
     real sum = 0;
-    _Pragma("omp simd reduction(+ : sum)")
-    for (int64_t i = 0; i < n; i++) sum += exp_nonpositive(z[i] - max);
+    _Pragma("omp simd reduction(+ : sum)") for (int64_t i = 0; i < n; i++) sum +=
+        exp_nonpositive(z[i] - max);
     return sum;
 }
 
@@ -87,8 +87,7 @@ static ABSGD_NOINLINE real REAL(exp_sum)(const real *z, int64_t n, real max) {
 static ABSGD_NOINLINE void REAL(weighted_sums)(const real *a, const real *z, int64_t n, real max,
                                                double *a_sum, double *a_dot) {
     real sum = 0, dot = 0;
-    _Pragma("omp simd reduction(+ : sum, dot)")
-    for (int64_t i = 0; i < n; i++) {
+    _Pragma("omp simd reduction(+ : sum, dot)") for (int64_t i = 0; i < n; i++) {
         sum += a[i];
         dot += a[i] * (max - z[i]);
     }
@@ -317,16 +316,16 @@ ABSGD_INLINE void REAL(finish_soft)(const sums *of, int64_t n, REAL(results) to)
 static ABSGD_NOINLINE void REAL(finish)(const loss_call *call, const sums *of, int64_t s, int64_t n,
                                         real *loss, real *saved) {
     const absgd_softmax_loss *spec = &call->spec;
-    const REAL(results) to = {loss + s, saved + s, saved + spec->samples + s,
-                              saved + 2 * spec->samples + s};
+    const REAL(results)
+        to = {loss + s, saved + s, saved + spec->samples + s, saved + 2 * spec->samples + s};
     if (call->soft_target) {
         REAL(finish_soft)(of, n, to);
         return;
     }
     double weight[BLOCK];
     for (int64_t p = 0; p < n; p++) {
-        weight[p] = is_ignored(call, s + p) ? 0
-                                            : REAL(of_class)(spec->weight, call->target[s + p], 1);
+        weight[p] =
+            is_ignored(call, s + p) ? 0 : REAL(of_class)(spec->weight, call->target[s + p], 1);
     }
     if (spec->focal_gamma != 0.0) {
         REAL(finish_hard)(spec, 1, of, weight, n, to);

@@ -15,8 +15,8 @@
                                      absgd_stats *stats) {                                         \
         const double never = absgd_is_valid_lam(lam) ? 0.0 : NAN;                                  \
         double count = 0.0, finite = 0.0, max = -INFINITY;                                         \
-        _Pragma("omp simd reduction(+ : count, finite) reduction(max : max)")                      \
-        for (int64_t i = 0; i < n; i++) {                                                          \
+        _Pragma("omp simd reduction(+ : count, finite) reduction(max : max)") for (int64_t i = 0;  \
+                                                                                   i < n; i++) {   \
             double loss = (double)load(losses[i]);                                                 \
             double z = absgd_scaled_loss(loss, lam);                                               \
             int counts = !mask || mask[i];                                                         \
@@ -26,8 +26,8 @@
             max = counts && z > max ? z : max;                                                     \
         }                                                                                          \
         double sum = 0.0, sum_sq = 0.0, sum_loss = 0.0, sum_weighted = 0.0;                        \
-        _Pragma("omp simd reduction(+ : sum, sum_sq, sum_loss, sum_weighted)")                     \
-        for (int64_t i = 0; i < n; i++) {                                                          \
+        _Pragma("omp simd reduction(+ : sum, sum_sq, sum_loss, sum_weighted)") for (int64_t i = 0; \
+                                                                                    i < n; i++) {  \
             int counts = !mask || mask[i];                                                         \
             double loss = counts ? (double)load(losses[i]) : 0.0;                                  \
             double e = absgd_exp_f64(absgd_scaled_loss(loss, lam) - max);                          \
@@ -83,9 +83,8 @@ void ABSGD_KERNEL(absgd_weights)(absgd_dtype dtype, const void *losses, const ui
     const absgd_weigher w = absgd_weigher_of(stats, lam, log_s, factor);
 #define CASE(name, suffix)                                                                         \
     case name:                                                                                     \
-        WITH_MASK(                                                                                 \
-            weights_##suffix(losses, mask, n, lam, w.log_s, w.scale, weights, coefficients),       \
-            weights_##suffix(losses, 0, n, lam, w.log_s, w.scale, weights, coefficients));         \
+        WITH_MASK(weights_##suffix(losses, mask, n, lam, w.log_s, w.scale, weights, coefficients), \
+                  weights_##suffix(losses, 0, n, lam, w.log_s, w.scale, weights, coefficients));   \
         break;
     switch (dtype) {
         CASE(ABSGD_FLOAT32, f32)

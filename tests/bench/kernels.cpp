@@ -1,5 +1,5 @@
-// The C ABI alone, on one thread: how fast each kernel is for each dtype and shape, in items (losses,
-// logits, parameters) a second. ABSGD_CPU_LEVEL=2|3|4 lowers the instruction set; half.h's
+// The C ABI alone, on one thread: how fast each kernel is for each dtype and shape, in items
+// (losses, logits, parameters) a second. ABSGD_CPU_LEVEL=2|3|4 lowers the instruction set; half.h's
 // conversions, which are inlined everywhere, are compiled here for each.
 //
 //   cmake -S . -B build -DTORCH_ABSGD_BENCH=ON && cmake --build build
@@ -196,8 +196,7 @@ template <class From, class To> void convert(benchmark::State &state, Loop<From,
 
 #define DEFINE_LOOP(convert, From, To, level, target)                                              \
     target void convert##_##level(const From *from, To *to, int64_t n) {                           \
-        _Pragma("omp simd")                                                                        \
-        for (int64_t i = 0; i < n; i++) to[i] = convert(from[i]);                                  \
+        _Pragma("omp simd") for (int64_t i = 0; i < n; i++) to[i] = convert(from[i]);              \
     }
 #define DEFINE_LOOPS(level, target)                                                                \
     DEFINE_LOOP(absgd_f16_load, uint16_t, float, level, target)                                    \
@@ -206,8 +205,9 @@ template <class From, class To> void convert(benchmark::State &state, Loop<From,
     DEFINE_LOOP(absgd_bf16_store, float, uint16_t, level, target)                                  \
     void register_half_##level() {                                                                 \
         const auto add = [](const char *name, auto loop) {                                         \
-            benchmark::RegisterBenchmark(name, [=](auto &state) { convert(state, loop); })         \
-                ->Arg(4096);                                                                       \
+            benchmark::RegisterBenchmark(name, [=](auto &state) {                                  \
+                convert(state, loop);                                                              \
+            })->Arg(4096);                                                                         \
         };                                                                                         \
         add("half/load/float16/" #level, absgd_f16_load_##level);                                  \
         add("half/store/float16/" #level, absgd_f16_store_##level);                                \

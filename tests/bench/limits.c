@@ -2,8 +2,8 @@
  * run.py times them beside the kernels and prints fractions of them. All cut [0, n) evenly over the
  * OpenMP threads, which in a Python process are torch's.
  *
- * The exponentials are those of the kernels (exp.h), so that a fraction says what a kernel spends on
- * everything else. */
+ * The exponentials are those of the kernels (exp.h), so that a fraction says what a kernel spends
+ * on everything else. */
 #include "exp.h"
 
 #include <stdint.h>

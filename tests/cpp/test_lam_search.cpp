@@ -36,7 +36,8 @@ double followed(const Dtype &dtype, const torch::Tensor &losses, const torch::Te
 double achieved(const torch::Tensor &losses, double kind, double lam) {
     const torch::Tensor q = (losses / lam).softmax(0);
     const double B = losses.numel();
-    if (kind == double{ABSGD_LAM_EFFECTIVE_SAMPLES}) return 1.0 / (B * q.square().sum().item<double>());
+    if (kind == double{ABSGD_LAM_EFFECTIVE_SAMPLES})
+        return 1.0 / (B * q.square().sum().item<double>());
     return (q * (q * B).log()).sum().item<double>();
 }
 

@@ -24,12 +24,12 @@ torch::nn::Sequential small_net() {
 TEST(LibtorchABSGD, AtInfiniteLambdaItIsTorchsSgd) {
     for (bool nesterov : {false, true}) {
         auto a = small_net(), b = small_net();
-        absgd::ABSGD ours(a->parameters(), absgd::ABSGDOptions(0.1).momentum(0.9).weight_decay(
-                                               0.01).nesterov(nesterov));
-        torch::optim::SGD theirs(b->parameters(), torch::optim::SGDOptions(0.1)
-                                                      .momentum(0.9)
-                                                      .weight_decay(0.01)
-                                                      .nesterov(nesterov));
+        absgd::ABSGD ours(
+            a->parameters(),
+            absgd::ABSGDOptions(0.1).momentum(0.9).weight_decay(0.01).nesterov(nesterov));
+        torch::optim::SGD theirs(
+            b->parameters(),
+            torch::optim::SGDOptions(0.1).momentum(0.9).weight_decay(0.01).nesterov(nesterov));
         for (int step = 0; step < 5; step++) {
             const auto x = torch::randn({16, 5}), y = torch::randint(3, {16});
             ours.zero_grad();
@@ -123,13 +123,11 @@ TEST(LibtorchABSGD, SavedAndLoadedItGoesOnBitForBit) {
 struct BiLstmImpl : torch::nn::Module {
     BiLstmImpl()
         : lstm(register_module(
-              "lstm", torch::nn::LSTM(torch::nn::LSTMOptions(1, 12).bidirectional(true).batch_first(
-                          true)))),
+              "lstm", torch::nn::LSTM(
+                          torch::nn::LSTMOptions(1, 12).bidirectional(true).batch_first(true)))),
           head(register_module("head", torch::nn::Linear(24, 2))) {}
 
-    torch::Tensor forward(const torch::Tensor &x) {
-        return head(std::get<0>(lstm(x)).mean(1));
-    }
+    torch::Tensor forward(const torch::Tensor &x) { return head(std::get<0>(lstm(x)).mean(1)); }
 
     torch::nn::LSTM lstm;
     torch::nn::Linear head;

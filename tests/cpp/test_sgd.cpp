@@ -16,15 +16,13 @@ const int64_t SIZES[] = {1, 0, 7, 300, 33};
 Tensors tensors(const Dtype &dtype, int seed) {
     torch::manual_seed(seed);
     Tensors out;
-    for (const int64_t n : SIZES)
-        out.push_back(torch::randn({n}).to(dtype.torch));
+    for (const int64_t n : SIZES) out.push_back(torch::randn({n}).to(dtype.torch));
     return out;
 }
 
 Tensors cloned(const Tensors &tensors) {
     Tensors out;
-    for (const auto &t : tensors)
-        out.push_back(t.clone());
+    for (const auto &t : tensors) out.push_back(t.clone());
     return out;
 }
 
@@ -39,8 +37,7 @@ std::vector<absgd_tensor> rows(const Tensors &w, const Tensors &g, const Tensors
 
 int64_t total(const Tensors &w) {
     int64_t n = 0;
-    for (const auto &t : w)
-        n += t.numel();
+    for (const auto &t : w) n += t.numel();
     return n;
 }
 
@@ -132,15 +129,12 @@ TEST(Sgd, AFreshBufferIsNotRead) {
         for (const int polyak : {0, 1}) {
             const absgd_sgd_options o = {0.1, 0.9, 0, 0, 1, 0, 0, polyak};
             const Tensors w = tensors(dtype, 1), g = tensors(dtype, 2), v = cloned(w);
-            for (auto t : v)
-                t.fill_(NAN);
+            for (auto t : v) t.fill_(NAN);
             const auto table = rows(w, g, v, true);
             ASSERT_EQ(ABSGD_OK,
                       absgd_sgd_step(dtype.absgd, table.data(), table.size(), &o, 0, total(w)));
-            for (const auto &t : w)
-                EXPECT_TRUE(t.isfinite().all().item<bool>());
-            for (const auto &t : v)
-                EXPECT_TRUE(t.isfinite().all().item<bool>());
+            for (const auto &t : w) EXPECT_TRUE(t.isfinite().all().item<bool>());
+            for (const auto &t : v) EXPECT_TRUE(t.isfinite().all().item<bool>());
         }
     }
 }

@@ -76,10 +76,9 @@ std::tuple<torch::Tensor, torch::Tensor> run(const Problem &p, const torch::Tens
                   ABSGD_OK);
     }
     for (size_t i = 0; i + 1 < cuts.size(); i++) {
-        EXPECT_EQ(absgd_softmax_loss_backward(dtype, &spec, p.logits.data_ptr(), p.classes(),
-                                              p.probabilities(), saved.data_ptr(),
-                                              upstream.data_ptr(), grad.data_ptr(), cuts[i],
-                                              cuts[i + 1]),
+        EXPECT_EQ(absgd_softmax_loss_backward(
+                      dtype, &spec, p.logits.data_ptr(), p.classes(), p.probabilities(),
+                      saved.data_ptr(), upstream.data_ptr(), grad.data_ptr(), cuts[i], cuts[i + 1]),
                   ABSGD_OK);
     }
     return {loss, grad};
@@ -159,8 +158,7 @@ class SoftmaxLoss : public testing::TestWithParam<torch::ScalarType> {
         EXPECT_LE(error.max().item<double>(), loss_tolerance());
         const double largest = x.grad().abs().max().item<double>();
         // 1e-14: what the reference itself loses in P_y − 1
-        EXPECT_LE((grad - x.grad()).abs().max().item<double>(),
-                  grad_tolerance() * largest + 1e-14);
+        EXPECT_LE((grad - x.grad()).abs().max().item<double>(), grad_tolerance() * largest + 1e-14);
     }
 };
 
@@ -189,7 +187,8 @@ TEST_P(SoftmaxLoss, EqualsTorchOnProbabilities) {
 
 TEST_P(SoftmaxLoss, HowTheWorkIsCutChangesNoBit) {
     for (const int64_t inner : {1, 97}) {
-        const torch::Tensor logits = (torch::randn({200 / inner + 1, 70, inner}) * 3).to(GetParam());
+        const torch::Tensor logits =
+            (torch::randn({200 / inner + 1, 70, inner}) * 3).to(GetParam());
         const torch::Tensor target = some_targets(logits.size(0), 70, inner);
         const Problem p{logits, target, hard_options(70, arithmetic(GetParam()))[6]};
         const torch::Tensor upstream =
@@ -252,8 +251,8 @@ struct Call {
     int64_t begin = 0, end = 2;
 
     absgd_status forward() {
-        return absgd_softmax_loss_forward(dtype, spec_at, x, target, soft_target, out,
-                                          saved.data(), begin, end);
+        return absgd_softmax_loss_forward(dtype, spec_at, x, target, soft_target, out, saved.data(),
+                                          begin, end);
     }
 
     absgd_status backward() {

@@ -105,8 +105,7 @@ TEST_P(Weights, OneBatchAgreesWithTorch) {
     }
 
     absgd_report reports[2];
-    for (auto &report : reports)
-        report = {NAN, NAN, NAN, NAN, NAN, NAN, NAN};
+    for (auto &report : reports) report = {NAN, NAN, NAN, NAN, NAN, NAN, NAN};
     ASSERT_EQ(ABSGD_OK, absgd_observe(&stats, &lam, &log_s, reports));
     const absgd_report &last = reports[0];
     EXPECT_EQ(last.count, losses.numel());
@@ -124,8 +123,7 @@ TEST_P(Weights, PartsCombineToTheWhole) {
     const Batch batch = random_batch(dtype, n, masked);
     const int64_t cuts[] = {0, 0, n / 3, n / 3, n / 2, n};
     std::vector<absgd_stats> rows;
-    for (int i = 0; i + 1 < 6; i++)
-        rows.push_back(batch.part(lam, cuts[i], cuts[i + 1]));
+    for (int i = 0; i + 1 < 6; i++) rows.push_back(batch.part(lam, cuts[i], cuts[i + 1]));
     absgd_stats whole;
     ASSERT_EQ(ABSGD_OK, absgd_combine_stats(rows.data(), rows.size(), &whole));
     const absgd_stats expected = batch.stats(lam);
@@ -194,10 +192,8 @@ TEST(Update, EmptyAndBadBatchesChangeNothing) {
             ASSERT_EQ(ABSGD_OK,
                       absgd_weights(ABSGD_FLOAT32, batch.losses.const_data_ptr(), nullptr, 20, &lam,
                                     &log_s, &stats, 1.0, weights.data(), coefficients.data()));
-            for (const float p : weights)
-                EXPECT_TRUE(std::isnan(p));
-            for (const float c : coefficients)
-                EXPECT_TRUE(std::isnan(c));
+            for (const float p : weights) EXPECT_TRUE(std::isnan(p));
+            for (const float c : coefficients) EXPECT_TRUE(std::isnan(c));
         }
     }
     const absgd_stats empty = {0, 0, -INF, 0, 0, 0, 0};
@@ -235,8 +231,7 @@ INSTANTIATE_TEST_SUITE_P(All, Carrying,
 TEST(Observe, RunningMean) {
     const double lam = 1.0, log_s = 0.0;
     absgd_report reports[2];
-    for (auto &report : reports)
-        report = {NAN, NAN, NAN, NAN, NAN, NAN, NAN};
+    for (auto &report : reports) report = {NAN, NAN, NAN, NAN, NAN, NAN, NAN};
     const absgd_stats first = {4, 0, 1, 2, 2, 6, 3}, second = {8, 0, 2, 3, 3, 8, 5};
     ASSERT_EQ(ABSGD_OK, absgd_observe(&first, &lam, &log_s, reports));
     ASSERT_EQ(ABSGD_OK, absgd_observe(&second, &lam, &log_s, reports));

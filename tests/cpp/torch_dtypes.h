@@ -14,10 +14,10 @@ struct Dtype {
 
     double eps() const {
         switch (absgd) {
-        case ABSGD_FLOAT64: return 0x1p-52;
-        case ABSGD_FLOAT32: return 0x1p-23;
-        case ABSGD_FLOAT16: return 0x1p-10;
-        default: return 0x1p-7;
+            case ABSGD_FLOAT64: return 0x1p-52;
+            case ABSGD_FLOAT32: return 0x1p-23;
+            case ABSGD_FLOAT16: return 0x1p-10;
+            default: return 0x1p-7;
         }
     }
 };

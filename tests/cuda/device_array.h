@@ -90,7 +90,9 @@ inline Bytes encode(absgd_dtype dtype, const std::vector<double> &values) {
         switch (dtype) {
             case ABSGD_FLOAT32: put(bytes, i, static_cast<float>(values[i])); break;
             case ABSGD_FLOAT64: put(bytes, i, values[i]); break;
-            case ABSGD_FLOAT16: put(bytes, i, absgd_f16_store(static_cast<float>(values[i]))); break;
+            case ABSGD_FLOAT16:
+                put(bytes, i, absgd_f16_store(static_cast<float>(values[i])));
+                break;
             case ABSGD_BFLOAT16:
                 put(bytes, i, absgd_bf16_store(static_cast<float>(values[i])));
                 break;

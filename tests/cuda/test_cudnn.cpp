@@ -60,15 +60,15 @@ TEST_F(CudnnSoftmax, LossAndGradientAreTheSame) {
             std::vector<float> upstream(size); /* of the log-softmax: −1 at the target */
             std::vector<double> their_loss(samples);
             for (int i = 0; i < samples; i++) {
-                const size_t at = (static_cast<size_t>(i / inner) * classes + y[i]) * inner +
-                                  i % inner;
+                const size_t at =
+                    (static_cast<size_t>(i / inner) * classes + y[i]) * inner + i % inner;
                 upstream[at] = -1.0f;
                 their_loss[i] = -theirs[at];
             }
             const DeviceArray<float> up(upstream);
-            check_cudnn(cudnnSoftmaxBackward(handle_, CUDNN_SOFTMAX_LOG,
-                                             CUDNN_SOFTMAX_MODE_CHANNEL, &one, shape_, log_p.data(),
-                                             shape_, up.data(), &zero, shape_, their_grad.data()));
+            check_cudnn(cudnnSoftmaxBackward(handle_, CUDNN_SOFTMAX_LOG, CUDNN_SOFTMAX_MODE_CHANNEL,
+                                             &one, shape_, log_p.data(), shape_, up.data(), &zero,
+                                             shape_, their_grad.data()));
             const std::vector<float> l = loss.get(), g = grad.get(), h = their_grad.get();
             expect_close({l.begin(), l.end()}, their_loss, 1e-5, 1e-5, "loss");
             expect_close({g.begin(), g.end()}, {h.begin(), h.end()}, 1e-4, 1e-6, "gradient");

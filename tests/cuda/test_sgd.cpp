@@ -84,8 +84,8 @@ TEST_P(CudaStep, EveryRuleAtAwkwardSizes) {
             for (size_t offset : {0, 1}) { /* 1: no 16-byte access */
                 SCOPED_TRACE(testing::Message()
                              << "momentum " << o.momentum << ", dampening " << o.dampening
-                             << ", nesterov " << o.nesterov << ", polyak " << o.polyak
-                             << ", fresh " << fresh << ", offset " << offset);
+                             << ", nesterov " << o.nesterov << ", polyak " << o.polyak << ", fresh "
+                             << fresh << ", offset " << offset);
                 Tensors tensors(GetParam(), sizes, o.momentum != 0, fresh, offset);
                 ASSERT_EQ(absgd_sgd_step_cuda(GetParam(), tensors.on_device.data(), sizes.size(),
                                               &o, nullptr, nullptr, nullptr, nullptr),

@@ -144,8 +144,8 @@ TEST_P(CudaLoss, DenseTargets) {
         for (int64_t classes : {1, 3, 21}) {
             int index = 0;
             for (const Problem &p : variants(cross_entropy(GetParam(), 2, classes, inner, 2))) {
-                SCOPED_TRACE(testing::Message() << classes << " classes, inner " << inner
-                                                << ", variant " << index++);
+                SCOPED_TRACE(testing::Message()
+                             << classes << " classes, inner " << inner << ", variant " << index++);
                 expect_same(p, on_device(p));
             }
         }
@@ -181,7 +181,7 @@ TEST_P(CudaLoss, NonFiniteLogitsStayInTheirSample) {
     p.target = {0, 1, 2, -100};
     p.logits[5] = NOT_A_NUMBER;
     p.logits[300 + 7] = INF;
-    p.logits[600 + 9] = -INF; /* a masked class is no error */
+    p.logits[600 + 9] = -INF;     /* a masked class is no error */
     p.logits[900] = NOT_A_NUMBER; /* of an ignored sample */
     const Result got = on_device(p);
     EXPECT_TRUE(std::isnan(got.loss[0]));

@@ -81,9 +81,7 @@ struct DeviceBatch {
           p(Bytes(n * size_of(arithmetic_type(dtype)))), coefficients(p.get()) {}
 
     const uint8_t *mask_or_null() const { return has_mask ? mask.data() : nullptr; }
-    absgd_stats *scratch_or_null() const {
-        return n > ABSGD_CUDA_CHUNK ? scratch.data() : nullptr;
-    }
+    absgd_stats *scratch_or_null() const { return n > ABSGD_CUDA_CHUNK ? scratch.data() : nullptr; }
     Weights weights() const {
         return {decode(arithmetic_type(dtype), p.get()),
                 decode(arithmetic_type(dtype), coefficients.get())};
@@ -146,8 +144,8 @@ TEST_P(CudaWeights, WeighIsTheCpusAlgorithmAtEverySize) {
 }
 
 TEST_P(CudaWeights, WeighFollowsLambda) {
-    for (const absgd_rule &rule : {absgd_rule{0.9, 1.0, NAN}, absgd_rule{0.1, 2.0, 0.0},
-                                   absgd_rule{1.0, 1.0, 0.5}}) {
+    for (const absgd_rule &rule :
+         {absgd_rule{0.9, 1.0, NAN}, absgd_rule{0.1, 2.0, 0.0}, absgd_rule{1.0, 1.0, 0.5}}) {
         State got(INFINITY), wanted(INFINITY);
         unsigned seed = 0;
         for (double lam : {INF, 2.0, 0.05, -1.0, -0.5, NOT_A_NUMBER, 0.0, 1.0, -INF, 1.0}) {
@@ -284,9 +282,9 @@ TEST(CudaSettle, GivenRowsReplaceTheAccumulated) {
               ABSGD_OK);
     ASSERT_EQ(absgd_combine_stats(rows.data(), 2, &on_cpu.whole), ABSGD_OK);
     double log_s_on_cpu = 1.5, log_s_lam_on_cpu = lam, factor_on_cpu;
-    ASSERT_EQ(absgd_settle(&on_cpu, &lam, &rule, 1.0, &log_s_on_cpu, &log_s_lam_on_cpu,
-                           &factor_on_cpu),
-              ABSGD_OK);
+    ASSERT_EQ(
+        absgd_settle(&on_cpu, &lam, &rule, 1.0, &log_s_on_cpu, &log_s_lam_on_cpu, &factor_on_cpu),
+        ABSGD_OK);
     expect_close({log_s.get()[0], factor.get()[0]}, {log_s_on_cpu, factor_on_cpu}, TIGHT, 0.0,
                  "log_s and factor");
 }
@@ -323,8 +321,7 @@ TEST(CudaWeighArguments, AreChecked) {
     EXPECT_EQ(weigh(ABSGD_FLOAT32, nullptr, 1, &rule, d.data()), ABSGD_NULL_POINTER);
     EXPECT_EQ(weigh(ABSGD_FLOAT32, d.data(), 1, nullptr, d.data()), ABSGD_NULL_POINTER);
     EXPECT_EQ(weigh(ABSGD_FLOAT32, d.data(), 1, &rule, nullptr), ABSGD_NULL_POINTER);
-    EXPECT_EQ(weigh(ABSGD_FLOAT32, d.data(), 1, &bad_rule, d.data()),
-              ABSGD_INVALID_HYPERPARAMETER);
+    EXPECT_EQ(weigh(ABSGD_FLOAT32, d.data(), 1, &bad_rule, d.data()), ABSGD_INVALID_HYPERPARAMETER);
     /* several chunks and no scratch */
     EXPECT_EQ(weigh(ABSGD_FLOAT32, d.data(), ABSGD_CUDA_CHUNK + 1, &rule, d.data()),
               ABSGD_NULL_POINTER);

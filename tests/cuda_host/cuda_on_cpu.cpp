@@ -226,8 +226,8 @@ int run(unsigned n_blocks, unsigned n_threads, bool cooperative, void (*body)(vo
     }
     const unsigned at_once = MAX_FIBRES / n_threads;
     if (cooperative && n_blocks > at_once) return cudaErrorCooperativeLaunchTooLarge;
-    current = grid{n_blocks, n_threads, cooperative, {n_blocks * n_threads, 0, 0, {}}, body,
-                   argument, 0, 0};
+    current = grid{n_blocks, n_threads, cooperative, {n_blocks * n_threads, 0, 0, {}},
+                   body,     argument,  0,           0};
     scheduler.tsan = __tsan_get_current_fiber();
     __tsan_release(&current.start_mark);
     for (unsigned first = 0; first < n_blocks; first += at_once) {

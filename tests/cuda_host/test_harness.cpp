@@ -20,7 +20,9 @@ TEST(Harness, EveryThreadRunsOnce) {
 }
 
 void rotate(const int *in, int *out) {
-    struct numbers { int of[1024]; };
+    struct numbers {
+        int of[1024];
+    };
     ABSGD_SHARED(numbers, shared);
     shared.of[threadIdx.x] = in[threadIdx.x];
     __syncthreads();
@@ -53,11 +55,11 @@ TEST(Harness, ReductionsAndTheGridBarrier) {
         for (int threads : {32, 96, 256}) {
             const DeviceArray<int> parts(std::vector<int>(blocks, 0));
             const DeviceArray<int> totals(std::vector<int>(blocks * threads));
-            ASSERT_EQ(launch(sum_of_grid, {blocks, threads, true}, nullptr, parts.data(),
-                             totals.data()),
-                      ABSGD_OK);
-            EXPECT_EQ(totals.get(), std::vector<int>(blocks * threads,
-                                                     blocks * threads * (threads - 1) / 2));
+            ASSERT_EQ(
+                launch(sum_of_grid, {blocks, threads, true}, nullptr, parts.data(), totals.data()),
+                ABSGD_OK);
+            EXPECT_EQ(totals.get(),
+                      std::vector<int>(blocks * threads, blocks * threads * (threads - 1) / 2));
         }
     }
 }

@@ -2,8 +2,8 @@
  *
  * The very same .cuh and .cu files are compiled by g++; this header stands in for cuda_runtime.h,
  * cuda_fp16.h, cuda_bf16.h and cooperative_groups.h. A launch runs to its end before it returns.
- * Each CUDA thread is a fibre with a stack of its own; barriers and shuffles switch between them, in
- * an order that changes from launch to launch. As many blocks as fit are alive at once.
+ * Each CUDA thread is a fibre with a stack of its own; barriers and shuffles switch between them,
+ * in an order that changes from launch to launch. As many blocks as fit are alive at once.
  *
  * The sanitizers know of the fibres. To ThreadSanitizer each is a thread, which only barriers,
  * shuffles and the launch's start and end order: a missing __syncthreads, or two blocks that write

@@ -1,0 +1,135 @@
+/* absgd_cuda.h — the C ABI of Attentional-Biased SGD on CUDA: absgd.h, with a stream.
+ *
+ * The functions, structs, status codes and formulas are those of absgd.h, which is the reference
+ * for every argument that is not explained here. What differs:
+ *
+ *   - Every pointer is to memory of the current device, but for an absgd_rule, `options`, `spec`
+ * and `tensors` themselves, which are the host's and are read before the call returns. λ, log_s,
+ *     statistics, reports and accumulations so stay on the device, where a captured CUDA graph
+ *     finds their new values at each replay.
+ *   - Work is queued on `stream` (a cudaStream_t; NULL is the default stream). Nothing is
+ *     allocated, nothing synchronises, and everything can be captured into a graph.
+ *   - A call does all of the work: there is no [begin, end).
+ *   - Reductions have a fixed shape, so that a result has the same bits on every run and card.
+ *   - ABSGD_CUDA_ERROR: a launch failed, and cudaGetLastError says why. Every other status is the
+ *     arguments', as in absgd.h; what lies on the device is not looked at: an invalid λ there gives
+ *     NaN and leaves the state alone.
+ *
+ * Compute capability 7.5 or newer. */
+#ifndef ABSGD_CUDA_H
+#define ABSGD_CUDA_H
+
+#include "absgd.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* ---- weights ---- */
+
+/* A batch of more than ABSGD_CUDA_CHUNK losses is reduced in chunks of that many, by several
+ * thread blocks; `scratch` then has room for a row of each, (n + CHUNK − 1)/CHUNK of them. It may
+ * be NULL for a smaller batch, or where `rows` are given. */
+#define ABSGD_CUDA_CHUNK 2048
+
+/* As absgd_batch_stats. */
+ABSGD_API absgd_status absgd_batch_stats_cuda(absgd_dtype dtype, const void *losses,
+                                              const uint8_t *mask, int64_t n, const double *lam,
+                                              absgd_stats *scratch, absgd_stats *stats,
+                                              void *stream);
+
+/* As absgd_carry_log_s. */
+ABSGD_API absgd_status absgd_carry_log_s_cuda(const double *lam, const absgd_rule *rule,
+                                              double *log_s, double *log_s_lam, void *stream);
+
+/* A step of Algorithm 1 in one launch: absgd_batch_stats (or absgd_combine_stats of rows[0..n_rows)
+ * where rows is not NULL, the ranks' rows), then absgd_update_log_s, absgd_observe and
+ * absgd_weights. */
+ABSGD_API absgd_status absgd_weigh_cuda(absgd_dtype dtype, const void *losses, const uint8_t *mask,
+                                        int64_t n, const absgd_stats *rows, int64_t n_rows,
+                                        absgd_stats *scratch, const double *lam,
+                                        const absgd_rule *rule, double *log_s, double *log_s_lam,
+                                        absgd_report reports[2], double factor, void *weights,
+                                        void *coefficients, void *stream);
+
+/* ---- gradient accumulation ---- */
+
+/* A micro-batch in one launch: its statistics, or rows, as absgd_weigh_cuda; absgd_accumulate; and
+ * absgd_weights with log_c for log_s and reference_count for B. */
+ABSGD_API absgd_status absgd_weigh_provisionally_cuda(
+    absgd_dtype dtype, const void *losses, const uint8_t *mask, int64_t n, const absgd_stats *rows,
+    int64_t n_rows, absgd_stats *scratch, const double *lam, const absgd_rule *rule,
+    const double *log_s, const double *log_s_lam, absgd_accumulation *accumulation, double *shrink,
+    double factor, void *weights, void *coefficients, void *stream);
+
+/* absgd_settle, then absgd_observe. The whole batch is the accumulation's, or rows[0..n_rows)
+ * joined where rows is not NULL. */
+ABSGD_API absgd_status absgd_settle_cuda(absgd_accumulation *accumulation, const absgd_stats *rows,
+                                         int64_t n_rows, const double *lam, const absgd_rule *rule,
+                                         double divisor, double *log_s, double *log_s_lam,
+                                         absgd_report reports[2], double *factor, void *stream);
+
+/* ---- λ from how selective the weights shall be ---- */
+
+/* The whole search on one process's batch, in one launch: absgd_lam_sums and absgd_lam_round until
+ * the answer stands, then absgd_lam_update. rule is on the device; scratch has room for two rows a
+ * chunk, or is NULL, as above. */
+ABSGD_API absgd_status absgd_follow_lam_cuda(absgd_dtype dtype, const void *losses,
+                                             const uint8_t *mask, int64_t n,
+                                             const absgd_lam_rule *rule, absgd_lam_row *scratch,
+                                             double *lam, void *stream);
+
+/* As absgd_lam_sums, for all losses; absgd_lam_round; absgd_lam_update. */
+ABSGD_API absgd_status absgd_lam_sums_cuda(absgd_dtype dtype, const void *losses,
+                                           const uint8_t *mask, int64_t n,
+                                           const absgd_lam_rule *rule,
+                                           const absgd_lam_search *search, absgd_lam_row *scratch,
+                                           absgd_lam_row *row, void *stream);
+ABSGD_API absgd_status absgd_lam_round_cuda(const absgd_lam_rule *rule, const absgd_lam_row *rows,
+                                            int64_t n_rows, absgd_lam_search *search, void *stream);
+ABSGD_API absgd_status absgd_lam_update_cuda(const absgd_lam_rule *rule,
+                                             const absgd_lam_search *search, double *lam,
+                                             void *stream);
+
+/* ---- the momentum step ---- */
+
+/* As absgd_sgd_step. lr and grad_scale, where not NULL, stand in for options' own; found_inf, where
+ * not NULL and not 0, leaves every parameter and buffer as it is. One launch for each 640 tensors.
+ */
+ABSGD_API absgd_status absgd_sgd_step_cuda(absgd_dtype dtype, const absgd_tensor *tensors,
+                                           int64_t n_tensors, const absgd_sgd_options *options,
+                                           const double *lr, const double *grad_scale,
+                                           const double *found_inf, void *stream);
+
+/* ---- per-sample softmax losses ---- */
+
+/* As absgd_softmax_loss_forward and _backward, for all samples; weight, margin and offset are on
+ * the device. A target out of range, which the host cannot see, gives a NaN loss and gradient. A
+ * sample's sums are turned into its loss in the arithmetic type, where the CPU takes double. */
+ABSGD_API absgd_status absgd_softmax_loss_forward_cuda(absgd_dtype dtype,
+                                                       const absgd_softmax_loss *spec,
+                                                       const void *logits, const int64_t *target,
+                                                       const void *soft_target, void *loss,
+                                                       void *saved, void *stream);
+
+ABSGD_API absgd_status absgd_softmax_loss_backward_cuda(absgd_dtype dtype,
+                                                        const absgd_softmax_loss *spec,
+                                                        const void *logits, const int64_t *target,
+                                                        const void *soft_target, const void *saved,
+                                                        const void *grad_loss, void *grad_logits,
+                                                        void *stream);
+
+/* ---- from losses to the scalar ---- */
+
+/* mask[i] = whether target[i] is not ignore_index. */
+ABSGD_API absgd_status absgd_counted_cuda(const int64_t *target, int64_t n, int64_t ignore_index,
+                                          uint8_t *mask, void *stream);
+
+/* *total = Σ coefficients_i·losses_i, all three of dtype, which is float32 or float64. */
+ABSGD_API absgd_status absgd_dot_cuda(absgd_dtype dtype, const void *coefficients,
+                                      const void *losses, int64_t n, void *total, void *stream);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

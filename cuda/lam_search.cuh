@@ -1,0 +1,107 @@
+/* The search for λ of lam_search_math.h, all rounds in one launch: each is a pass over the batch
+ * and, where it has several chunks, one grid barrier. Every block goes through the same search with
+ * the same numbers, so that all of them stop at the same round. */
+#ifndef ABSGD_LAM_SEARCH_CUH
+#define ABSGD_LAM_SEARCH_CUH
+
+#include "device.cuh"
+#include "lam_search_math.h"
+
+namespace absgd {
+
+/* The sums of losses [begin, end), by one block. */
+template <class S>
+__device__ absgd_lam_row lam_chunk(const masked_losses<S> &batch, int64_t begin, int64_t end,
+                                   double sign, const absgd_lam_search &search) {
+    const double max = search.max, lam = exp(search.u);
+    absgd_lam_row row = absgd_empty_lam_row();
+    if (search.round != 0.0) row.max = max;
+    for (int64_t i = begin + threadIdx.x; i < end; i += blockDim.x) {
+        if (!batch.counts(i)) continue;
+        const double x = sign * batch.loss(i);
+        row.count += 1.0;
+        if (search.round == 0.0) {
+            row.nonfinite += isfinite(x) ? 0.0 : 1.0;
+            row.max = fmax(row.max, x);
+            row.max_negated = fmax(row.max_negated, -x);
+        } else {
+            const double y = (x - max) / lam, e = exp(y);
+            row.s0 += e;
+            row.s1 += e * y;
+            row.s2 += e * y * y;
+            row.t0 += e * e;
+            row.t1 += e * e * y;
+        }
+    }
+    return reduce(row, blockDim.x, absgd_join_lam_rows);
+}
+
+/* The union of rows, by the threads of the first warp. */
+__device__ inline absgd_lam_row join_lam_rows(const absgd_lam_row *rows, int64_t n_rows) {
+    absgd_lam_row whole = absgd_empty_lam_row();
+    if (threadIdx.x >= WARP) return whole;
+    for (int64_t i = threadIdx.x; i < n_rows; i += WARP) {
+        whole = absgd_join_lam_rows(whole, rows[i]);
+    }
+    return reduce(whole, WARP, absgd_join_lam_rows);
+}
+
+/* The row of the whole batch at this round, in the threads of each block's first warp. */
+template <class S>
+__device__ absgd_lam_row lam_row(const masked_losses<S> &batch, double sign,
+                                 const absgd_lam_search &search, absgd_lam_row *scratch) {
+    if (batch.n <= ABSGD_CUDA_CHUNK) return lam_chunk(batch, 0, batch.n, sign, search);
+    const int64_t chunks = (batch.n + ABSGD_CUDA_CHUNK - 1) / ABSGD_CUDA_CHUNK;
+    for (int64_t c = blockIdx.x; c < chunks; c += gridDim.x) {
+        const int64_t begin = c * ABSGD_CUDA_CHUNK, rest = batch.n - begin;
+        const int64_t end = begin + (rest < ABSGD_CUDA_CHUNK ? rest : ABSGD_CUDA_CHUNK);
+        const absgd_lam_row row = lam_chunk(batch, begin, end, sign, search);
+        if (threadIdx.x == 0) scratch[c] = row;
+    }
+    sync_grid();
+    return join_lam_rows(scratch, chunks);
+}
+
+template <class S>
+__global__ void __launch_bounds__(THREADS)
+    follow_lam_kernel(masked_losses<S> batch, const absgd_lam_rule *rule, absgd_lam_row *scratch,
+                      double *lam) {
+    ABSGD_SHARED(absgd_lam_search, search);
+    if (threadIdx.x == 0) search = absgd_lam_search();
+    __syncthreads();
+    const int64_t chunks = (batch.n + ABSGD_CUDA_CHUNK - 1) / ABSGD_CUDA_CHUNK;
+    for (int round = 0; round < ABSGD_LAM_ROUNDS; round++) {
+        /* Rows by turns: a block may still read those of the last round. */
+        absgd_lam_row *rows = chunks > 1 ? scratch + round % 2 * chunks : nullptr;
+        const absgd_lam_row row = lam_row(batch, rule->sign, search, rows);
+        __syncthreads(); /* all have read the search */
+        if (threadIdx.x == 0) absgd_lam_advance(rule, row, &search);
+        __syncthreads();
+        if (search.has_answer == 0.0 || search.low == search.high) break;
+    }
+    if (blockIdx.x == 0 && threadIdx.x == 0) absgd_lam_follow(rule, &search, lam);
+}
+
+template <class S>
+__global__ void __launch_bounds__(THREADS)
+    lam_sums_kernel(masked_losses<S> batch, const absgd_lam_rule *rule,
+                    const absgd_lam_search *search, absgd_lam_row *scratch, absgd_lam_row *row) {
+    const absgd_lam_row whole = lam_row(batch, rule->sign, *search, scratch);
+    if (blockIdx.x == 0 && threadIdx.x == 0) *row = whole;
+}
+
+/* One warp. */
+[[maybe_unused]] static __global__ void lam_round_kernel(const absgd_lam_rule *rule,
+                                                         const absgd_lam_row *rows, int64_t n_rows,
+                                                         absgd_lam_search *search) {
+    const absgd_lam_row whole = join_lam_rows(rows, n_rows);
+    if (threadIdx.x == 0) absgd_lam_advance(rule, whole, search);
+}
+
+[[maybe_unused]] static __global__ void
+lam_update_kernel(const absgd_lam_rule *rule, const absgd_lam_search *search, double *lam) {
+    absgd_lam_follow(rule, search, lam);
+}
+
+} // namespace absgd
+#endif

@@ -1,0 +1,55 @@
+/* Launchers of softmax_loss.cuh. */
+#include "softmax_loss.cuh"
+
+#include "checks.h"
+
+using namespace absgd;
+
+template <class S> static shape shape_for(const loss_call<S> &call) {
+    const int64_t blocks = ceil_div(call.samples, THREADS / call.lanes);
+    return {blocks < INT32_MAX ? blocks : INT32_MAX};
+}
+
+absgd_status absgd_softmax_loss_forward_cuda(absgd_dtype dtype, const absgd_softmax_loss *spec,
+                                             const void *logits, const int64_t *target,
+                                             const void *soft_target, void *loss, void *saved,
+                                             void *stream) {
+    const absgd_status status =
+        absgd_check_softmax_loss(dtype, spec, target, soft_target, 0, spec ? spec->samples : 0);
+    if (status != ABSGD_OK) return status;
+    if (spec->samples == 0) return ABSGD_OK;
+    ABSGD_REQUIRE(logits && loss && saved, ABSGD_NULL_POINTER);
+    return with_type(dtype, [&](auto zero) {
+        using S = decltype(zero);
+        using A = typename arithmetic<S>::type;
+        const auto call = loss_call_of<S>(*spec, logits, target, soft_target, THREADS);
+        const auto kernel = rows_are_aligned(*spec, call.logits)
+                                ? loss_forward_kernel<PER_16_BYTES<S>, S>
+                                : loss_forward_kernel<1, S>;
+        return launch(kernel, shape_for(call), stream, call, static_cast<A *>(loss),
+                      static_cast<A *>(saved));
+    });
+}
+
+absgd_status absgd_softmax_loss_backward_cuda(absgd_dtype dtype, const absgd_softmax_loss *spec,
+                                              const void *logits, const int64_t *target,
+                                              const void *soft_target, const void *saved,
+                                              const void *grad_loss, void *grad_logits,
+                                              void *stream) {
+    const absgd_status status =
+        absgd_check_softmax_loss(dtype, spec, target, soft_target, 0, spec ? spec->samples : 0);
+    if (status != ABSGD_OK) return status;
+    if (spec->samples == 0) return ABSGD_OK;
+    ABSGD_REQUIRE(logits && saved && grad_loss && grad_logits, ABSGD_NULL_POINTER);
+    return with_type(dtype, [&](auto zero) {
+        using S = decltype(zero);
+        using A = typename arithmetic<S>::type;
+        const auto call = loss_call_of<S>(*spec, logits, target, soft_target, THREADS);
+        S *grad = static_cast<S *>(grad_logits);
+        const bool aligned = rows_are_aligned(*spec, call.logits) && is_aligned(grad);
+        const auto kernel =
+            aligned ? loss_backward_kernel<PER_16_BYTES<S>, S> : loss_backward_kernel<1, S>;
+        return launch(kernel, shape_for(call), stream, call, static_cast<const A *>(saved),
+                      static_cast<const A *>(grad_loss), grad);
+    });
+}
