@@ -14,8 +14,11 @@
 
 ABSGD_FN int absgd_is_valid_lam(double lam) { return lam == lam && lam != 0.0; }
 
-/* z_i = L_i/λ; 0 at λ = ±∞, where even an infinite loss has weight 1. */
-ABSGD_FN double absgd_scaled_loss(double loss, double lam) { return isinf(lam) ? 0.0 : loss / lam; }
+/* z_i = L_i/λ, by 1/λ: a product, where there are many losses. 0 at λ = ±∞, where even an infinite
+ * loss has weight 1. */
+ABSGD_FN double absgd_scaled_loss(double loss, double inverse_lam) {
+    return inverse_lam == 0.0 ? 0.0 : loss * inverse_lam;
+}
 
 ABSGD_FN absgd_stats absgd_empty_stats(void) {
     absgd_stats empty = {0.0, 0.0, -INFINITY, 0.0, 0.0, 0.0, 0.0};

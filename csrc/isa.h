@@ -9,6 +9,8 @@
 #define ABSGD_KERNEL(name) ABSGD_CONCAT(name, ABSGD_LEVEL)
 
 #define ABSGD_SIMD _Pragma("omp simd")
+#define ABSGD_PRAGMA(...) _Pragma(#__VA_ARGS__)
+#define ABSGD_SIMD_WITH(...) ABSGD_PRAGMA(omp simd __VA_ARGS__) /* reduction(+ : a) … */
 /* a·b + c, fused where one instruction does it. The compiler itself contracts nothing: it might
  * choose differently in a loop's body and in its remainder, and then the bits of a result would
  * depend on how the work was split. */

@@ -10,8 +10,8 @@
     ABSGD_INLINE void extremes_##suffix(const S *losses, const uint8_t *mask, int64_t n,           \
                                         double sign, absgd_lam_row *row) {                         \
         double count = 0.0, finite = 0.0, max = -INFINITY, max_negated = -INFINITY;                \
-        _Pragma("omp simd reduction(+ : count, finite) reduction(max : max, max_negated)") for (   \
-            int64_t i = 0; i < n; i++) {                                                           \
+        ABSGD_SIMD_WITH(reduction(+ : count, finite) reduction(max : max, max_negated))            \
+        for (int64_t i = 0; i < n; i++) {                                                          \
             double x = sign * (double)load(losses[i]);                                             \
             int counts = !mask || mask[i];                                                         \
             count += counts ? 1.0 : 0.0;                                                           \
@@ -30,8 +30,8 @@
                                     const absgd_lam_search *search, absgd_lam_row *row) {          \
         const double max = search->max, lam = exp(search->u);                                      \
         double count = 0.0, s0 = 0.0, s1 = 0.0, s2 = 0.0, t0 = 0.0, t1 = 0.0;                      \
-        _Pragma("omp simd reduction(+ : count, s0, s1, s2, t0, t1)") for (int64_t i = 0; i < n;    \
-                                                                          i++) {                   \
+        ABSGD_SIMD_WITH(reduction(+ : count, s0, s1, s2, t0, t1))                                  \
+        for (int64_t i = 0; i < n; i++) {                                                          \
             int counts = !mask || mask[i];                                                         \
             double x = counts ? sign * (double)load(losses[i]) - max : 0.0;                        \
             double y = x / lam;                                                                    \

@@ -6,8 +6,8 @@
  * pass that reads logits and writes their gradient; the softmax is recomputed.
  *
  * The classes of (N, C) logits lie side by side and fill the vector registers; of (N, C, inner)
- * logits the positions do, BLOCK at a time. softmax_loss_real.h has both, once for each arithmetic
- * type. */
+ * logits the positions do, BLOCK at a time, and so do rows of few classes, transposed.
+ * softmax_loss_real.h has both, once for each arithmetic type. */
 #include "exp.h"
 #include "half.h"
 #include "kernels.h"
@@ -20,7 +20,8 @@
 
 enum {
     BLOCK = 64,         /* samples whose sums are collected, then finished together */
-    TILE = 512,         /* classes of a row at a time; a multiple of 16 */
+    ROWS = 4,           /* rows at a time; divides BLOCK */
+    TILE = 512,         /* classes of them at a time; a multiple of 16 */
     BLOCK_CLASSES = 32, /* classes of a block of positions at a time */
 };
 
@@ -42,6 +43,11 @@ typedef struct loss_call {
 /* Whether some class other than the target has a_c ≠ 0. */
 static int spreads(const loss_call *call) {
     return call->soft_target || call->spec.label_smoothing != 0.0;
+}
+
+/* Whether rows are so short that positions fill the registers better than classes do. */
+static int has_few_classes(const loss_call *call) {
+    return call->spec.inner == 1 && call->spec.classes <= BLOCK_CLASSES && !call->soft_target;
 }
 
 static int is_ignored(const loss_call *call, int64_t s) {

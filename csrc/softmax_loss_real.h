@@ -71,15 +71,27 @@ ABSGD_INLINE void REAL(row_a)(const loss_call *call, int64_t at, int64_t c, int6
 /* Reductions over a tile. Not inlined: gcc vectorises the one loop then, and of several inlined
  * copies it leaves some scalar. */
 static ABSGD_NOINLINE real REAL(max_of)(const real *z, int64_t n, real max) {
-    _Pragma("omp simd reduction(max : max)") for (int64_t i = 0; i < n; i++) max =
-        z[i] > max ? z[i] : max;
+    const int64_t quarter = n / 64 * 16; /* four chains: one waits for each of its comparisons */
+    real a = max, b = max, c = max, d = max;
+#pragma omp simd reduction(max : a, b, c, d)
+    for (int64_t i = 0; i < quarter; i++) {
+        a = z[i] > a ? z[i] : a;
+        b = z[quarter + i] > b ? z[quarter + i] : b;
+        c = z[2 * quarter + i] > c ? z[2 * quarter + i] : c;
+        d = z[3 * quarter + i] > d ? z[3 * quarter + i] : d;
+    }
+    a = a > b ? a : b;
+    c = c > d ? c : d;
+    max = a > c ? a : c;
+#pragma omp simd reduction(max : max)
+    for (int64_t i = 4 * quarter; i < n; i++) max = z[i] > max ? z[i] : max;
     return max;
 }
 
 static ABSGD_NOINLINE real REAL(exp_sum)(const real *z, int64_t n, real max) {
     real sum = 0;
-    _Pragma("omp simd reduction(+ : sum)") for (int64_t i = 0; i < n; i++) sum +=
-        exp_nonpositive(z[i] - max);
+#pragma omp simd reduction(+ : sum)
+    for (int64_t i = 0; i < n; i++) sum += exp_nonpositive(z[i] - max);
     return sum;
 }
 
@@ -87,7 +99,8 @@ static ABSGD_NOINLINE real REAL(exp_sum)(const real *z, int64_t n, real max) {
 static ABSGD_NOINLINE void REAL(weighted_sums)(const real *a, const real *z, int64_t n, real max,
                                                double *a_sum, double *a_dot) {
     real sum = 0, dot = 0;
-    _Pragma("omp simd reduction(+ : sum, dot)") for (int64_t i = 0; i < n; i++) {
+#pragma omp simd reduction(+ : sum, dot)
+    for (int64_t i = 0; i < n; i++) {
         sum += a[i];
         dot += a[i] * (max - z[i]);
     }
@@ -95,39 +108,48 @@ static ABSGD_NOINLINE void REAL(weighted_sums)(const real *a, const real *z, int
     *a_dot += dot;
 }
 
-ABSGD_INLINE void REAL(row_sums)(absgd_dtype dtype, const loss_call *call, int64_t s, sums *out,
-                                 int64_t b) {
-    const int64_t classes = call->spec.classes, row = s * classes;
-    const int64_t y = call->target ? call->target[s] : -1;
-    const real z_y = y < 0 ? 0 : REAL(target_z)(dtype, call, row + y, y);
-    real z[TILE], a[TILE], max = REAL_LOWEST;
-    double sum = 0.0, a_sum = 0.0, a_dot = 0.0;
-    for (int64_t c = 0; c < classes; c += TILE) {
-        const int64_t n = classes - c < TILE ? classes - c : TILE;
-        const int64_t padded = (n + 15) & ~(int64_t)15; /* with −∞: no remainder loop of exps */
-        REAL(row_z)(dtype, call, row + c, c, n, z);
-        for (int64_t i = n; i < padded; i++) z[i] = -INFINITY;
-        if (c <= y && y < c + n) z[y - c] = z_y;
-
-        const real tile_max = REAL(max_of)(z, padded, max);
-        if (tile_max > max) {
-            const double rise = (double)tile_max - (double)max;
-            sum *= absgd_exp_nonpositive_f64(-rise);
-            a_dot += a_sum == 0.0 ? 0.0 : rise * a_sum;
-            max = tile_max;
-        }
-        if (spreads(call)) {
-            REAL(row_a)(call, row + c, c, n, a);
-            REAL(weighted_sums)(a, z, n, max, &a_sum, &a_dot);
-        }
-        if (c <= y && y < c + n) z[y - c] = -INFINITY; /* the target is not in S */
-        sum += REAL(exp_sum)(z, padded, max);
+/* The sums of samples s … s+n−1, n ≤ ROWS, as the entries from b on. Several rows go through each
+ * loop before the next: the loops of one row wait for each other's results, those of several do
+ * not. Ignored samples are summed along, and left out by the caller. */
+ABSGD_INLINE void REAL(rows_sums)(absgd_dtype dtype, const loss_call *call, int64_t s, int64_t n,
+                                  sums *out, int64_t b) {
+    const int64_t classes = call->spec.classes;
+    real z[ROWS][TILE], a[TILE], max[ROWS], z_y[ROWS];
+    int64_t y[ROWS];
+    for (int64_t r = 0; r < n; r++) {
+        y[r] = call->target && !is_ignored(call, s + r) ? call->target[s + r] : -1;
+        z_y[r] = y[r] < 0 ? 0 : REAL(target_z)(dtype, call, (s + r) * classes + y[r], y[r]);
+        max[r] = y[r] >= 0 && z_y[r] > REAL_LOWEST ? z_y[r] : REAL_LOWEST;
+        out->z_y[b + r] = z_y[r];
+        out->sum[b + r] = out->a_sum[b + r] = out->a_dot[b + r] = 0.0;
     }
-    out->max[b] = max;
-    out->sum[b] = sum;
-    out->z_y[b] = z_y;
-    out->a_sum[b] = a_sum;
-    out->a_dot[b] = a_dot;
+    for (int64_t c = 0; c < classes; c += TILE) {
+        const int64_t width = classes - c < TILE ? classes - c : TILE;
+        const int64_t padded = (width + 15) & ~(int64_t)15; /* with −∞: no remainder of exps */
+        for (int64_t r = 0; r < n; r++) {
+            REAL(row_z)(dtype, call, (s + r) * classes + c, c, width, z[r]);
+            for (int64_t i = width; i < padded; i++) z[r][i] = -INFINITY;
+            if (c <= y[r] && y[r] < c + width) z[r][y[r] - c] = -INFINITY; /* it is not in S */
+        }
+        for (int64_t r = 0; r < n; r++) {
+            const real tile_max = REAL(max_of)(z[r], padded, max[r]);
+            if (c > 0 && tile_max > max[r]) {
+                const double rise = (double)tile_max - (double)max[r];
+                out->sum[b + r] *= absgd_exp_nonpositive_f64(-rise);
+                out->a_dot[b + r] += out->a_sum[b + r] == 0.0 ? 0.0 : rise * out->a_sum[b + r];
+            }
+            max[r] = tile_max;
+        }
+        for (int64_t r = 0; r < n; r++) {
+            out->sum[b + r] += (double)REAL(exp_sum)(z[r], padded, max[r]);
+        }
+        for (int64_t r = 0; spreads(call) && r < n; r++) {
+            if (c <= y[r] && y[r] < c + width) z[r][y[r] - c] = z_y[r];
+            REAL(row_a)(call, (s + r) * classes + c, c, width, a);
+            REAL(weighted_sums)(a, z[r], width, max[r], &out->a_sum[b + r], &out->a_dot[b + r]);
+        }
+    }
+    for (int64_t r = 0; r < n; r++) out->max[b + r] = max[r];
 }
 
 /* ∂L/∂x of one row: others, at_target and a_factor have the factor grad_loss·scale. */
@@ -185,31 +207,49 @@ ABSGD_INLINE void REAL(block_a)(const loss_call *call, int64_t at, int64_t c, in
     }
 }
 
-/* Samples s … s+n−1, n ≤ BLOCK. Ignored ones are summed along, and left out by the caller. */
-ABSGD_INLINE void REAL(block_sums)(absgd_dtype dtype, const loss_call *call, int64_t s, int64_t n,
-                                   sums *out) {
+/* z of `rows` classes from c on, of n positions from s on. Rows of logits are transposed. */
+ABSGD_INLINE void REAL(block_z)(absgd_dtype dtype, const loss_call *call, int64_t s, int64_t n,
+                                int64_t c, int64_t rows, real z[BLOCK_CLASSES][BLOCK]) {
     const absgd_softmax_loss *spec = &call->spec;
-    const int64_t first = REAL(first_logit)(spec, s), inner = spec->inner;
     const real scale = (real)spec->scale;
-    real z[BLOCK_CLASSES][BLOCK], a[BLOCK], z_y[BLOCK], max[BLOCK], tile_max[BLOCK], tile[BLOCK];
-    int64_t y[BLOCK];
-    for (int64_t p = 0; p < n; p++) {
-        y[p] = call->target && !is_ignored(call, s + p) ? call->target[s + p] : -1;
-        z_y[p] = y[p] < 0 ? 0 : REAL(target_z)(dtype, call, first + y[p] * inner + p, y[p]);
-        out->z_y[p] = z_y[p];
-        max[p] = REAL_LOWEST;
-        out->sum[p] = out->a_sum[p] = out->a_dot[p] = 0.0;
-    }
-    for (int64_t c = 0; c < spec->classes; c += BLOCK_CLASSES) {
-        const int64_t rest = spec->classes - c, rows = rest < BLOCK_CLASSES ? rest : BLOCK_CLASSES;
+    if (spec->inner > 1) {
         for (int64_t k = 0; k < rows; k++) {
-            const int64_t at = first + (c + k) * inner;
+            const int64_t at = REAL(first_logit)(spec, s) + (c + k) * spec->inner;
             const real offset = REAL(of_class)(spec->offset, c + k, 0);
             ABSGD_SIMD
             for (int64_t p = 0; p < n; p++) {
                 z[k][p] = ABSGD_FMA(scale, REAL(load)(dtype, call->logits, at + p), offset);
             }
         }
+        return;
+    }
+    for (int64_t p = 0; p < n; p++) {
+        const int64_t at = (s + p) * spec->classes + c;
+        for (int64_t k = 0; k < rows; k++) {
+            const real offset = REAL(of_class)(spec->offset, c + k, 0);
+            z[k][p] = ABSGD_FMA(scale, REAL(load)(dtype, call->logits, at + k), offset);
+        }
+    }
+}
+
+/* Samples s … s+n−1, n ≤ BLOCK. Ignored ones are summed along, and left out by the caller. */
+ABSGD_INLINE void REAL(block_sums)(absgd_dtype dtype, const loss_call *call, int64_t s, int64_t n,
+                                   sums *out) {
+    const absgd_softmax_loss *spec = &call->spec;
+    const int64_t first = REAL(first_logit)(spec, s), inner = spec->inner;
+    const int64_t step = inner > 1 ? 1 : spec->classes; /* from a position to the next */
+    real z[BLOCK_CLASSES][BLOCK], a[BLOCK], z_y[BLOCK], max[BLOCK], tile_max[BLOCK], tile[BLOCK];
+    int64_t y[BLOCK];
+    for (int64_t p = 0; p < n; p++) {
+        y[p] = call->target && !is_ignored(call, s + p) ? call->target[s + p] : -1;
+        z_y[p] = y[p] < 0 ? 0 : REAL(target_z)(dtype, call, first + y[p] * inner + p * step, y[p]);
+        out->z_y[p] = z_y[p];
+        max[p] = REAL_LOWEST;
+        out->sum[p] = out->a_sum[p] = out->a_dot[p] = 0.0;
+    }
+    for (int64_t c = 0; c < spec->classes; c += BLOCK_CLASSES) {
+        const int64_t rest = spec->classes - c, rows = rest < BLOCK_CLASSES ? rest : BLOCK_CLASSES;
+        REAL(block_z)(dtype, call, s, n, c, rows, z);
         for (int64_t p = 0; p < n; p++) {
             if (c <= y[p] && y[p] < c + rows) z[y[p] - c][p] = z_y[p];
             tile_max[p] = max[p];
@@ -342,11 +382,11 @@ ABSGD_INLINE void REAL(forward)(absgd_dtype dtype, const loss_call *call, void *
     sums of = {0};
     for (int64_t s = begin, next; s < end; s = next) {
         next = block_end(&call->spec, s, end);
-        if (call->spec.inner > 1) {
+        if (call->spec.inner > 1 || has_few_classes(call)) {
             REAL(block_sums)(dtype, call, s, next - s, &of);
         } else {
-            for (int64_t i = s; i < next; i++) {
-                if (!is_ignored(call, i)) REAL(row_sums)(dtype, call, i, &of, i - s);
+            for (int64_t i = s; i < next; i += ROWS) {
+                REAL(rows_sums)(dtype, call, i, next - i < ROWS ? next - i : ROWS, &of, i - s);
             }
         }
         REAL(finish)(call, &of, s, next - s, loss, saved);

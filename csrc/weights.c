@@ -13,12 +13,12 @@
 #define DEFINE_WEIGHTS(S, A, load, suffix)                                                         \
     ABSGD_INLINE void stats_##suffix(const S *losses, const uint8_t *mask, int64_t n, double lam,  \
                                      absgd_stats *stats) {                                         \
-        const double never = absgd_is_valid_lam(lam) ? 0.0 : NAN;                                  \
+        const double never = absgd_is_valid_lam(lam) ? 0.0 : NAN, inverse_lam = 1.0 / lam;         \
         double count = 0.0, finite = 0.0, max = -INFINITY;                                         \
-        _Pragma("omp simd reduction(+ : count, finite) reduction(max : max)") for (int64_t i = 0;  \
-                                                                                   i < n; i++) {   \
+        ABSGD_SIMD_WITH(reduction(+ : count, finite) reduction(max : max))                         \
+        for (int64_t i = 0; i < n; i++) {                                                          \
             double loss = (double)load(losses[i]);                                                 \
-            double z = absgd_scaled_loss(loss, lam);                                               \
+            double z = absgd_scaled_loss(loss, inverse_lam);                                       \
             int counts = !mask || mask[i];                                                         \
             int is_finite = (loss + z + never) - (loss + z + never) == 0.0;                        \
             count += counts ? 1.0 : 0.0;                                                           \
@@ -26,11 +26,11 @@
             max = counts && z > max ? z : max;                                                     \
         }                                                                                          \
         double sum = 0.0, sum_sq = 0.0, sum_loss = 0.0, sum_weighted = 0.0;                        \
-        _Pragma("omp simd reduction(+ : sum, sum_sq, sum_loss, sum_weighted)") for (int64_t i = 0; \
-                                                                                    i < n; i++) {  \
+        ABSGD_SIMD_WITH(reduction(+ : sum, sum_sq, sum_loss, sum_weighted))                        \
+        for (int64_t i = 0; i < n; i++) {                                                          \
             int counts = !mask || mask[i];                                                         \
             double loss = counts ? (double)load(losses[i]) : 0.0;                                  \
-            double e = absgd_exp_f64(absgd_scaled_loss(loss, lam) - max);                          \
+            double e = absgd_exp_f64(absgd_scaled_loss(loss, inverse_lam) - max);                  \
             e = counts ? e : 0.0;                                                                  \
             sum += e;                                                                              \
             sum_sq += e * e;                                                                       \
@@ -43,9 +43,10 @@
     ABSGD_INLINE void weights_##suffix(const S *losses, const uint8_t *mask, int64_t n,            \
                                        double lam, double log_s, double scale, A *weights,         \
                                        A *coefficients) {                                          \
+        const double inverse_lam = 1.0 / lam;                                                      \
         ABSGD_SIMD                                                                                 \
         for (int64_t i = 0; i < n; i++) {                                                          \
-            double z = absgd_scaled_loss((double)load(losses[i]), lam);                            \
+            double z = absgd_scaled_loss((double)load(losses[i]), inverse_lam);                    \
             double p = absgd_exp_f64(z - log_s);                                                   \
             p = !mask || mask[i] ? p : 0.0;                                                        \
             weights[i] = (A)p;                                                                     \

@@ -38,17 +38,17 @@ __device__ inline loss_sums add(const loss_sums &a, const loss_sums &b) {
 template <class S>
 __device__ absgd_stats chunk_stats(const loss_batch<S> &batch, int64_t begin, int64_t end,
                                    double lam) {
-    const double never = absgd_is_valid_lam(lam) ? 0.0 : NAN;
+    const double never = absgd_is_valid_lam(lam) ? 0.0 : NAN, inverse_lam = 1.0 / lam;
     double max = -INFINITY;
     for (int64_t i = begin + threadIdx.x; i < end; i += blockDim.x) {
-        if (batch.counts(i)) max = fmax(max, absgd_scaled_loss(batch.loss(i), lam));
+        if (batch.counts(i)) max = fmax(max, absgd_scaled_loss(batch.loss(i), inverse_lam));
     }
     max = reduce(max, blockDim.x, [](double a, double b) { return fmax(a, b); });
     loss_sums sums = {};
     for (int64_t i = begin + threadIdx.x; i < end; i += blockDim.x) {
         if (!batch.counts(i)) continue;
         const double loss = batch.loss(i);
-        const double z = absgd_scaled_loss(loss, lam);
+        const double z = absgd_scaled_loss(loss, inverse_lam);
         const double e = exp(z - max);
         sums = add(sums, {1.0, isfinite(loss + z + never) ? 0.0 : 1.0, e, e * e, loss, e * loss});
     }
@@ -147,7 +147,7 @@ __global__ void __launch_bounds__(THREADS)
                  typename arithmetic<S>::type *weights,
                  typename arithmetic<S>::type *coefficients) {
     ABSGD_SHARED(absgd_weigher, weigher);
-    const double lam = *batch.lam;
+    const double lam = *batch.lam, inverse_lam = 1.0 / lam;
     const absgd_stats whole = whole_batch(batch, lam);
     typename Rule::state state;
     if (threadIdx.x == 0) weigher = rule.take(whole, lam, factor, state);
@@ -156,7 +156,7 @@ __global__ void __launch_bounds__(THREADS)
     const int64_t stride = static_cast<int64_t>(gridDim.x) * blockDim.x;
     for (int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; i < batch.n;
          i += stride) {
-        const double z = absgd_scaled_loss(batch.loss(i), lam);
+        const double z = absgd_scaled_loss(batch.loss(i), inverse_lam);
         const double p = batch.counts(i) ? exp(z - weigher.log_s) : 0.0;
         weights[i] = static_cast<typename arithmetic<S>::type>(p);
         coefficients[i] = static_cast<typename arithmetic<S>::type>(p * weigher.scale);

@@ -183,9 +183,10 @@ void softmax_loss(benchmark::State &state, absgd_dtype dtype, Loss kind, bool is
 
 template <class From, class To> using Loop = void (*)(const From *, To *, int64_t);
 
-template <class From, class To> void convert(benchmark::State &state, Loop<From, To> loop) {
+template <class From, class To>
+void convert(benchmark::State &state, From value, Loop<From, To> loop) {
     const int64_t n = state.range(0);
-    std::vector<From> from(n, From(1));
+    std::vector<From> from(n, value);
     std::vector<To> to(n);
     for (auto _ : state) {
         loop(from.data(), to.data(), n);
@@ -204,15 +205,17 @@ template <class From, class To> void convert(benchmark::State &state, Loop<From,
     DEFINE_LOOP(absgd_bf16_load, uint16_t, float, level, target)                                   \
     DEFINE_LOOP(absgd_bf16_store, float, uint16_t, level, target)                                  \
     void register_half_##level() {                                                                 \
-        const auto add = [](const char *name, auto loop) {                                         \
-            benchmark::RegisterBenchmark(name, [=](auto &state) {                                  \
-                convert(state, loop);                                                              \
-            })->Arg(4096);                                                                         \
+        const auto add = [](const char *name, auto value, auto loop) {                             \
+            const auto run = [=](auto &state) { convert(state, value, loop); };                    \
+            benchmark::RegisterBenchmark(name, run)->Arg(4096);                                    \
         };                                                                                         \
-        add("half/load/float16/" #level, absgd_f16_load_##level);                                  \
-        add("half/store/float16/" #level, absgd_f16_store_##level);                                \
-        add("half/load/bfloat16/" #level, absgd_bf16_load_##level);                                \
-        add("half/store/bfloat16/" #level, absgd_bf16_store_##level);                              \
+        const uint16_t one_f16 = 0x3c00, subnormal_f16 = 0x0123, one_bf16 = 0x3f80;                \
+        add("half/load/float16/" #level, one_f16, absgd_f16_load_##level);                         \
+        add("half/load/subnormal_float16/" #level, subnormal_f16, absgd_f16_load_##level);         \
+        add("half/store/float16/" #level, 1.0f, absgd_f16_store_##level);                          \
+        add("half/store/subnormal_float16/" #level, 1e-6f, absgd_f16_store_##level);               \
+        add("half/load/bfloat16/" #level, one_bf16, absgd_bf16_load_##level);                      \
+        add("half/store/bfloat16/" #level, 1.0f, absgd_bf16_store_##level);                        \
     }
 
 #if defined(__x86_64__)
@@ -250,7 +253,7 @@ void register_all() {
                                          (is_forward ? "/forward" : "/backward");
                 auto *b = add(name, softmax_loss, kind, is_forward);
                 b->ArgNames({"N", "C", "inner"});
-                b->Args({128, 10, 1})->Args({512, 365, 1})->Args({512, 1000, 1});
+                b->Args({128, 2, 1})->Args({128, 10, 1})->Args({512, 365, 1})->Args({512, 1000, 1});
                 b->Args({512, 8142, 1})->Args({2, 21, 16384});
             }
         }
