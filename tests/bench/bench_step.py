@@ -18,6 +18,7 @@ from torch import Tensor, nn
 import torch_absgd as ta
 
 Shapes = Sequence[Sequence[int]]
+COMPILABLE = 200  # tensors; torch.compile takes many minutes over the step of a thousand
 HYPER = {"lr": 1e-4, "momentum": 0.9, "weight_decay": 5e-4}
 
 
@@ -83,7 +84,7 @@ def step(
     settings: Settings, shapes: Shapes, flushes: bool, dtype: torch.dtype = torch.float32
 ) -> Result:
     params = parameters(shapes, dtype)
-    contenders = optimizers(params, settings.compiles)
+    contenders = optimizers(params, settings.compiles and len(params) <= COMPILABLE)
     return contest(settings, contenders, memory_limit(params), Flush() if flushes else None)
 
 
