@@ -6,7 +6,6 @@ python training.py ours|sgd THREADS   →   {"allocated": MiB, "resident": MiB}
 from __future__ import annotations
 
 import json
-import resource
 import sys
 import tempfile
 from collections.abc import Callable
@@ -62,13 +61,19 @@ def peak_allocated(trace: Path) -> float:
     return max(totals) / 2**20
 
 
+def peak_resident() -> float:
+    """MiB, of this program alone: getrusage's maximum would begin at the parent's."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
+
+
 def main() -> None:
     torch.set_num_threads(int(sys.argv[2]))
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         step = make_step(sys.argv[1])
         for _ in range(3):
             step()
-    resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    resident = peak_resident()
     with tempfile.TemporaryDirectory() as folder:
         trace = Path(folder) / "trace.json"
         profiler.export_chrome_trace(str(trace))
