@@ -4,9 +4,9 @@
 #   pip install "torch>=2.10" setuptools wheel cmake
 #   pip install --no-build-isolation ".[recipes,test]" && tests/run_all.sh
 #
-# Style, the GoogleTests under AddressSanitizer and UBSan, the CUDA kernels on the CPU (and, with
-# nvcc, their compilation), the kernels for aarch64 (with a cross compiler), and pytest, to which
-# arguments are handed on. Builds in a temporary folder; nothing in the source tree changes.
+# Style, the GoogleTests under AddressSanitizer and UBSan, the CUDA kernels on the CPU (with nvcc, the
+# installation has compiled and linked them), the kernels for aarch64 (with a cross compiler), and
+# pytest, to which arguments are handed on. Builds in a temporary folder; nothing in the source tree changes.
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 cd "$root"

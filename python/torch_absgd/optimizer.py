@@ -283,7 +283,8 @@ class ABSGD(Weighting, SGD):
         if table is None or not table.describes(params, momenta):
             table = self._tables[index] = StepTable(params, grads, momenta)
         if not table.update(grads):
-            self._tables.pop(index) if table.is_plain else None
+            if table.is_plain:  # else kept, so that it is not built anew at each step
+                del self._tables[index]
             return False
         torch.ops.absgd.sgd_step_table.default(
             table.tensor, table.anchor, *self._arguments(group, table.anchor.device)

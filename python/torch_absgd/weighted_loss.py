@@ -52,13 +52,15 @@ class WeightedSoftmaxLoss(torch.autograd.Function):
 
 
 def can_weigh_at_once(criterion: Any, target: Any, attention: Weighting) -> bool:
-    """Whether `weigh_at_once` applies: a loss of ours, one process, one batch, a number for λ."""
+    """Whether `weigh_at_once` applies: a loss of ours, one process, one batch, a number for λ, and
+    nobody who waits for the scalar's backward pass."""
     return (
         isinstance(criterion, PerSampleLoss)
         and isinstance(target, Tensor)
         and not target.requires_grad
         and not attention._memory.follows
         and attention._memory.accumulation is None
+        and attention._stepper is None
         and attention._world_size() == 1
     )
 

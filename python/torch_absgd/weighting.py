@@ -205,13 +205,13 @@ class Weighting:
             return
         if self._world_size() == 1:
             torch.ops.absgd.follow_lam(losses, mask, state["lam_rule"], state["lam"])
-            torch.autograd.graph.increment_version([state["lam"]])
-            return
-        search = state["lam_rule"].new_zeros(_ops.LAM_SEARCH_SIZE)
-        for _ in range(_ops.LAM_ROUNDS):
-            own = torch.ops.absgd.lam_sums(losses, mask, state["lam_rule"], search)
-            torch.ops.absgd.lam_round(state["lam_rule"], self._gather(own), search)
-        torch.ops.absgd.lam_update(state["lam_rule"], search, state["lam"])
+        else:
+            search = state["lam_rule"].new_zeros(_ops.LAM_SEARCH_SIZE)
+            for _ in range(_ops.LAM_ROUNDS):
+                own = torch.ops.absgd.lam_sums(losses, mask, state["lam_rule"], search)
+                torch.ops.absgd.lam_round(state["lam_rule"], self._gather(own), search)
+            torch.ops.absgd.lam_update(state["lam_rule"], search, state["lam"])
+        torch.autograd.graph.increment_version([state["lam"]])
 
     def _gather_stats(self, losses: Tensor, mask: Tensor | None) -> tuple[Tensor | None, int]:
         """The statistics of all ranks, a row each, and how many ranks; None for one process."""
