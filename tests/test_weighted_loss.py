@@ -87,6 +87,11 @@ def test_the_general_way_is_taken_where_it_has_to_be() -> None:
     follows = ta.AttentionalLoss(loss, lam=ta.EffectiveSampleSize(0.6))
     assert not can_weigh_at_once(loss, target, follows.attention)
     assert not can_weigh_at_once(nn.CrossEntropyLoss(reduction="none"), target, follows.attention)
+    stepping = ta.ABSGD([nn.Parameter(torch.zeros(1))], lam=1.0)
+    handle = ta.step_in_backward(stepping)
+    assert not can_weigh_at_once(loss, target, stepping)
+    handle.remove()
+    assert can_weigh_at_once(loss, target, stepping)
     accumulating = ta.AttentionalLoss(loss, lam=1.0)
     with accumulating.accumulate([logits]):
         assert not can_weigh_at_once(loss, target, accumulating.attention)
