@@ -4,7 +4,8 @@
 
 The first process alone prints and writes. --batch-size is that of all together, and so are λ's
 statistics; batch normalisation goes by each process's part. When a worker dies, torchrun starts
-all anew, and they go on from the last checkpoint. Without torchrun, nothing here does anything.
+all anew, and they go on from the last checkpoint. (On several machines, torchrun needs
+TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 for that.) Without torchrun, nothing here does anything.
 """
 
 from __future__ import annotations
@@ -55,7 +56,22 @@ def begin(device: str) -> None:
         on_cuda = torch.device(device).type == "cuda"
         if on_cuda:
             torch.cuda.set_device(device)
-        dist.init_process_group("nccl" if on_cuda else "gloo")
+        dist.init_process_group("nccl" if on_cuda else "gloo", **_meeting_place())
+
+
+def _meeting_place() -> dict[str, Any]:
+    """Where the processes find each other, if not where torch has them look.
+
+    torchrun keeps one store over all restarts, in which the addresses of those that died still
+    stand: a process that reads one before it is written anew cannot connect, or waits for ever.
+    So each restart gets keys of its own. (Several machines count their restarts apart: there,
+    TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 has torchrun start a new store each time.)
+    """
+    if not was_restarted() or os.environ.get("GROUP_WORLD_SIZE") != "1":
+        return {}
+    store, rank, world_size = next(dist.rendezvous("env://"))
+    keys = f"restart {os.environ['TORCHELASTIC_RESTART_COUNT']}"
+    return {"store": dist.PrefixStore(keys, store), "rank": rank, "world_size": world_size}
 
 
 def end() -> None:
