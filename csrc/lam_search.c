@@ -28,13 +28,13 @@
                                                                                                    \
     ABSGD_INLINE void sums_##suffix(const S *losses, const uint8_t *mask, int64_t n, double sign,  \
                                     const absgd_lam_search *search, absgd_lam_row *row) {          \
-        const double max = search->max, lam = exp(search->u);                                      \
+        const double max = search->max, inverse_lam = exp(-search->u);                             \
         double count = 0.0, s0 = 0.0, s1 = 0.0, s2 = 0.0, t0 = 0.0, t1 = 0.0;                      \
         ABSGD_SIMD_WITH(reduction(+ : count, s0, s1, s2, t0, t1))                                  \
         for (int64_t i = 0; i < n; i++) {                                                          \
             int counts = !mask || mask[i];                                                         \
             double x = counts ? sign * (double)load(losses[i]) - max : 0.0;                        \
-            double y = x / lam;                                                                    \
+            double y = x * inverse_lam;                                                            \
             double e = counts ? absgd_exp_f64(y) : 0.0;                                            \
             count += counts ? 1.0 : 0.0;                                                           \
             s0 += e;                                                                               \

@@ -13,7 +13,7 @@ namespace absgd {
 template <class S>
 __device__ absgd_lam_row lam_chunk(const masked_losses<S> &batch, int64_t begin, int64_t end,
                                    double sign, const absgd_lam_search &search) {
-    const double max = search.max, lam = exp(search.u);
+    const double max = search.max, inverse_lam = exp(-search.u);
     absgd_lam_row row = absgd_empty_lam_row();
     if (search.round != 0.0) row.max = max;
     for (int64_t i = begin + threadIdx.x; i < end; i += blockDim.x) {
@@ -25,7 +25,7 @@ __device__ absgd_lam_row lam_chunk(const masked_losses<S> &batch, int64_t begin,
             row.max = fmax(row.max, x);
             row.max_negated = fmax(row.max_negated, -x);
         } else {
-            const double y = (x - max) / lam, e = exp(y);
+            const double y = (x - max) * inverse_lam, e = exp(y);
             row.s0 += e;
             row.s1 += e * y;
             row.s2 += e * y * y;
