@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, MutableMapping
 from contextlib import AbstractContextManager
+from operator import attrgetter
+from types import NoneType
 from typing import Any, Literal
 
 import torch
@@ -230,7 +232,8 @@ class ABSGD(Weighting, SGD):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        self.finalize_grads_()
+        if self._memory.accumulation is not None:
+            self.finalize_grads_()
         if self._must_skip():
             return loss
         for index, group in enumerate(self.param_groups):
@@ -271,16 +274,15 @@ class ABSGD(Weighting, SGD):
         as on a first step, or where the general way has to be taken."""
         if torch.compiler.is_compiling() or _chooses_torch(group):
             return False
-        params = [p for p in group["params"] if p.grad is not None]
+        params, grads = _with_gradients(group["params"])
         momenta = []
         if group["momentum"] != 0:
             key = MOMENTUM_KEYS[group["momentum_form"]]
             momenta = [self.state[p].get(key) for p in params]
-        if not params or any([v is None for v in momenta]):
-            return False
-        grads = [p.grad for p in params]
         table = self._tables.get(index)
         if table is None or not table.describes(params, momenta):
+            if not params or any(v is None for v in momenta):
+                return False
             table = self._tables[index] = StepTable(params, grads, momenta)
         if not table.update(grads):
             if table.is_plain:  # else kept, so that it is not built anew at each step
@@ -420,6 +422,15 @@ def _local(t: Tensor) -> Tensor:
     if hasattr(t, "to_local"):
         t = t.to_local()
     return torch.view_as_real(t.resolve_conj()) if t.is_complex() else t
+
+
+def _with_gradients(params: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+    """The parameters that have a gradient, and their gradients."""
+    grads = [*map(attrgetter("grad"), params)]
+    if NoneType in map(type, grads):
+        params = [p for p, g in zip(params, grads, strict=True) if g is not None]
+        grads = [g for g in grads if g is not None]
+    return params, grads
 
 
 def _float64_on(value: float | Tensor | None, device: torch.device) -> Tensor | None:
