@@ -2,7 +2,7 @@
 #ifndef ABSGD_OPERATORS_H
 #define ABSGD_OPERATORS_H
 
-#include "register.h"
+#include "register_softmax_loss.h"
 
 #include <tuple>
 
@@ -13,11 +13,9 @@ Tensor weigh(const Tensor &losses, std::optional<Tensor> mask, std::optional<Ten
              const Tensor &lam, const Tensor &log_s, const Tensor &log_s_lam, const Tensor &reports,
              double gamma, double alpha, double s_init, double factor);
 
-/* register_losses.cpp */
-std::tuple<Tensor, Tensor>
-softmax_loss(const Tensor &logits, const Tensor &target, const std::optional<Tensor> &weight,
-             const std::optional<Tensor> &margin, const std::optional<Tensor> &offset, double scale,
-             double focal_gamma, double label_smoothing, int64_t ignore_index);
+/* register_losses.cpp: the losses and what backward wants of them; the logits' gradient */
+std::tuple<Tensor, Tensor> forward(const SoftmaxLoss &call);
+Tensor backward(const SoftmaxLoss &call, const void *grad_loss, const Tensor &saved);
 
 } // namespace absgd
 #endif

@@ -47,7 +47,7 @@ Tensor weights_of(const Losses &losses, const double *lam, const double *log_s,
                   const absgd_stats &stats, double factor) {
     std::vector<int64_t> shape(losses.values.sizes().begin(), losses.values.sizes().end());
     shape.insert(shape.begin(), 2);
-    Tensor out = torch::stable::new_empty(losses.values, shape, arithmetic_type(losses.dtype));
+    Tensor out = new_empty(losses.values, shape, arithmetic_type(losses.dtype));
     char *weights = static_cast<char *>(out.mutable_data_ptr());
     const int64_t size = out.element_size();
     torch::stable::parallel_for(
@@ -62,7 +62,7 @@ Tensor weights_of(const Losses &losses, const double *lam, const double *log_s,
 
 Tensor batch_stats(const Tensor &losses, std::optional<Tensor> mask, const Tensor &lam) {
     const absgd_stats stats = stats_of(Losses(losses, mask), doubles(lam, 1, "lam"));
-    Tensor out = torch::stable::new_empty(losses, {STATS_SIZE}, ScalarType::Double);
+    Tensor out = new_empty(losses, {STATS_SIZE}, ScalarType::Double);
     *reinterpret_cast<absgd_stats *>(doubles(out, STATS_SIZE, "stats")) = stats;
     return out;
 }
@@ -122,7 +122,7 @@ Tensor settle(const Tensor &accumulation, std::optional<Tensor> rows, const Tens
     double *log_s_ = doubles(log_s, 1, "log_s");
     auto *reports_ = reinterpret_cast<absgd_report *>(doubles(reports, 2 * REPORT_SIZE, "reports"));
     const absgd_rule rule = rule_of(gamma, alpha, s_init);
-    Tensor factor = torch::stable::new_empty(lam, {}, ScalarType::Double);
+    Tensor factor = new_empty(lam, {}, ScalarType::Double);
     check(absgd_settle(&now, lam_, &rule, divisor, log_s_, doubles(log_s_lam, 1, "log_s_lam"),
                        doubles(factor, 1, "factor")),
           "absgd::settle");
@@ -179,7 +179,7 @@ Tensor lam_sums(const Tensor &losses, std::optional<Tensor> mask, const Tensor &
     const std::vector<absgd_lam_row> rows =
         lam_rows(batch, lam_rule_of(lam_rule), search_of(search));
     check(absgd_lam_join(rows.data(), rows.size(), &whole), "absgd::lam_sums");
-    Tensor out = torch::stable::new_empty(losses, {LAM_ROW_SIZE}, ScalarType::Double);
+    Tensor out = new_empty(losses, {LAM_ROW_SIZE}, ScalarType::Double);
     *reinterpret_cast<absgd_lam_row *>(doubles(out, LAM_ROW_SIZE, "row")) = whole;
     return out;
 }

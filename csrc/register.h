@@ -4,12 +4,14 @@
 
 #include "absgd.h"
 
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
 #include <torch/headeronly/util/Exception.h>
 
+#include <algorithm>
 #include <optional>
 #include <vector>
 
@@ -41,6 +43,25 @@ inline void check(absgd_status status, const char *op) {
 
 inline Tensor as_contiguous(const Tensor &t) {
     return t.is_contiguous() ? t : torch::stable::contiguous(t);
+}
+
+/* A contiguous tensor on the device of `like`, not by way of the dispatcher, as
+ * torch::stable::new_empty makes one: on a small batch that is as much as the arithmetic. */
+inline Tensor new_empty(const Tensor &like, torch::headeronly::IntHeaderOnlyArrayRef shape,
+                        ScalarType dtype) {
+    std::vector<int64_t> strides(shape.size());
+    int64_t stride = 1;
+    for (size_t d = shape.size(); d-- > 0; stride *= std::max<int64_t>(shape[d], 1)) {
+        strides[d] = stride;
+    }
+    const int32_t type = torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype));
+    int32_t device_type;
+    AtenTensorHandle out;
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device_type));
+    TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(shape.size(), shape.data(), strides.data(),
+                                                    type, device_type, like.get_device_index(),
+                                                    &out));
+    return Tensor(out);
 }
 
 inline bool same_device(const Tensor &a, const Tensor &b) {

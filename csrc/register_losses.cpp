@@ -3,7 +3,6 @@
  * here, the range of targets in the kernel. Python (_loss_ops.py) adds the fake kernels and the
  * autograd formula. */
 #include "operators.h"
-#include "register_softmax_loss.h"
 
 #include <algorithm>
 #include <atomic>
@@ -39,16 +38,11 @@ template <class Kernel> void run(const SoftmaxLoss &call, const char *op, const 
 
 } // namespace
 
-std::tuple<Tensor, Tensor>
-softmax_loss(const Tensor &logits, const Tensor &target, const std::optional<Tensor> &weight,
-             const std::optional<Tensor> &margin, const std::optional<Tensor> &offset, double scale,
-             double focal_gamma, double label_smoothing, int64_t ignore_index) {
-    const SoftmaxLoss call(logits, target, weight, margin, offset, scale, focal_gamma,
-                           label_smoothing, ignore_index);
+std::tuple<Tensor, Tensor> forward(const SoftmaxLoss &call) {
     const ScalarType arithmetic = arithmetic_type(call.dtype);
     const std::vector<int64_t> saved_shape{ABSGD_LOSS_SAVED, call.spec.samples};
-    Tensor loss = torch::stable::new_empty(logits, call.shape, arithmetic);
-    Tensor saved = torch::stable::new_empty(logits, saved_shape, arithmetic);
+    Tensor loss = new_empty(call.logits, call.shape, arithmetic);
+    Tensor saved = new_empty(call.logits, saved_shape, arithmetic);
     const void *x = call.logits.const_data_ptr();
     void *loss_at = loss.mutable_data_ptr(), *saved_at = saved.mutable_data_ptr();
     run(call, "absgd::softmax_loss", [&](int64_t begin, int64_t end) {
@@ -58,7 +52,28 @@ softmax_loss(const Tensor &logits, const Tensor &target, const std::optional<Ten
     return {loss, saved};
 }
 
+Tensor backward(const SoftmaxLoss &call, const void *grad_loss, const Tensor &saved) {
+    const auto sizes = call.logits.sizes();
+    Tensor grad = new_empty(call.logits, sizes, call.logits.scalar_type());
+    const void *x = call.logits.const_data_ptr(), *kept = saved.const_data_ptr();
+    void *grad_at = grad.mutable_data_ptr();
+    run(call, "absgd::softmax_loss_backward", [&](int64_t begin, int64_t end) {
+        return absgd_softmax_loss_backward(call.dtype, &call.spec, x, call.classes_of(),
+                                           call.soft_target(), kept, grad_loss, grad_at, begin,
+                                           end);
+    });
+    return grad;
+}
+
 namespace {
+
+std::tuple<Tensor, Tensor>
+softmax_loss(const Tensor &logits, const Tensor &target, const std::optional<Tensor> &weight,
+             const std::optional<Tensor> &margin, const std::optional<Tensor> &offset, double scale,
+             double focal_gamma, double label_smoothing, int64_t ignore_index) {
+    return forward({logits, target, weight, margin, offset, scale, focal_gamma, label_smoothing,
+                    ignore_index});
+}
 
 Tensor softmax_loss_backward(const Tensor &grad_loss, const Tensor &logits, const Tensor &target,
                              const Tensor &saved, const std::optional<Tensor> &weight,
@@ -68,17 +83,7 @@ Tensor softmax_loss_backward(const Tensor &grad_loss, const Tensor &logits, cons
     const SoftmaxLoss call(logits, target, weight, margin, offset, scale, focal_gamma,
                            label_smoothing, ignore_index);
     check_backward(call, grad_loss, saved);
-    const Tensor upstream = as_contiguous(grad_loss);
-    const auto sizes = logits.sizes();
-    Tensor grad = torch::stable::new_empty(logits, sizes);
-    const void *x = call.logits.const_data_ptr(), *kept = saved.const_data_ptr();
-    const void *g = upstream.const_data_ptr();
-    void *grad_at = grad.mutable_data_ptr();
-    run(call, "absgd::softmax_loss_backward", [&](int64_t begin, int64_t end) {
-        return absgd_softmax_loss_backward(call.dtype, &call.spec, x, call.classes_of(),
-                                           call.soft_target(), kept, g, grad_at, begin, end);
-    });
-    return grad;
+    return backward(call, as_contiguous(grad_loss).const_data_ptr(), saved);
 }
 
 } // namespace

@@ -65,9 +65,8 @@ struct Rows {
             n = rows->numel() / STATS_SIZE;
             given = as<absgd_stats>(device.doubles(*rows, n * STATS_SIZE, "rows"));
         } else if (losses.n > ABSGD_CUDA_CHUNK) {
-            memory = torch::stable::new_empty(losses.values,
-                                              {chunks(losses.n, ABSGD_CUDA_CHUNK) * STATS_SIZE},
-                                              ScalarType::Double);
+            memory = new_empty(losses.values, {chunks(losses.n, ABSGD_CUDA_CHUNK) * STATS_SIZE},
+                               ScalarType::Double);
             scratch = as<absgd_stats>(static_cast<double *>(memory.mutable_data_ptr()));
         }
     }
@@ -77,7 +76,7 @@ Tensor batch_stats(const Tensor &losses, std::optional<Tensor> mask, const Tenso
     const OnDeviceOf device(losses);
     const Losses batch(losses, mask);
     const Rows rows(device, batch, std::nullopt);
-    Tensor out = torch::stable::new_empty(losses, {STATS_SIZE}, ScalarType::Double);
+    Tensor out = new_empty(losses, {STATS_SIZE}, ScalarType::Double);
     check_cuda(absgd_batch_stats_cuda(batch.dtype, batch.at(0), batch.mask_at(0), batch.n,
                                       device.doubles(lam, 1, "lam"), rows.scratch,
                                       as<absgd_stats>(device.doubles(out, STATS_SIZE, "stats")),
@@ -90,7 +89,7 @@ Tensor batch_stats(const Tensor &losses, std::optional<Tensor> mask, const Tenso
 Tensor new_weights(const Losses &losses) {
     std::vector<int64_t> shape(losses.values.sizes().begin(), losses.values.sizes().end());
     shape.insert(shape.begin(), 2);
-    return torch::stable::new_empty(losses.values, shape, arithmetic_type(losses.dtype));
+    return new_empty(losses.values, shape, arithmetic_type(losses.dtype));
 }
 
 char *coefficients_of(const Tensor &weights, const Losses &losses) {
@@ -153,7 +152,7 @@ Tensor settle(const Tensor &accumulation, std::optional<Tensor> rows, const Tens
     const int64_t n_rows = rows ? rows->numel() / STATS_SIZE : 0;
     const absgd_stats *given =
         rows ? as<absgd_stats>(device.doubles(*rows, n_rows * STATS_SIZE, "rows")) : nullptr;
-    Tensor factor = torch::stable::new_empty(lam, {}, ScalarType::Double);
+    Tensor factor = new_empty(lam, {}, ScalarType::Double);
     check_cuda(
         absgd_settle_cuda(
             as<absgd_accumulation>(device.doubles(accumulation, ACCUMULATION_SIZE, "accumulation")),
@@ -178,8 +177,7 @@ absgd_lam_search *search_of(const OnDeviceOf &device, const Tensor &search) {
 /* Room for `rows` rows a chunk; empty for a batch of one chunk. */
 Tensor new_lam_rows(const Losses &losses, int64_t rows) {
     const int64_t n = chunks(losses.n, ABSGD_CUDA_CHUNK);
-    return torch::stable::new_empty(losses.values, {n > 1 ? rows * n * LAM_ROW_SIZE : 0},
-                                    ScalarType::Double);
+    return new_empty(losses.values, {n > 1 ? rows * n * LAM_ROW_SIZE : 0}, ScalarType::Double);
 }
 
 absgd_lam_row *lam_rows(const Tensor &memory) {
@@ -203,7 +201,7 @@ Tensor lam_sums(const Tensor &losses, std::optional<Tensor> mask, const Tensor &
     const OnDeviceOf device(losses);
     const Losses batch(losses, mask);
     const Tensor scratch = new_lam_rows(batch, 1);
-    Tensor out = torch::stable::new_empty(losses, {LAM_ROW_SIZE}, ScalarType::Double);
+    Tensor out = new_empty(losses, {LAM_ROW_SIZE}, ScalarType::Double);
     check_cuda(absgd_lam_sums_cuda(
                    batch.dtype, batch.at(0), batch.mask_at(0), batch.n,
                    lam_rule_of(device, lam_rule), search_of(device, search), lam_rows(scratch),
@@ -277,23 +275,37 @@ void sgd_step_table(const Tensor &table, const Tensor &anchor, double lr,
 
 /* ---- per-sample softmax losses ---- */
 
-std::tuple<Tensor, Tensor>
-softmax_loss(const Tensor &logits, const Tensor &target, const std::optional<Tensor> &weight,
-             const std::optional<Tensor> &margin, const std::optional<Tensor> &offset, double scale,
-             double focal_gamma, double label_smoothing, int64_t ignore_index) {
-    const OnDeviceOf device(logits);
-    const SoftmaxLoss call(logits, target, weight, margin, offset, scale, focal_gamma,
-                           label_smoothing, ignore_index);
+std::tuple<Tensor, Tensor> forward(const OnDeviceOf &device, const SoftmaxLoss &call) {
     const ScalarType arithmetic = arithmetic_type(call.dtype);
-    Tensor loss = torch::stable::new_empty(logits, call.shape, arithmetic);
-    Tensor saved = torch::stable::new_empty(
-        logits, std::vector<int64_t>{ABSGD_LOSS_SAVED, call.spec.samples}, arithmetic);
+    const std::vector<int64_t> saved_shape{ABSGD_LOSS_SAVED, call.spec.samples};
+    Tensor loss = new_empty(call.logits, call.shape, arithmetic);
+    Tensor saved = new_empty(call.logits, saved_shape, arithmetic);
     check_cuda(absgd_softmax_loss_forward_cuda(call.dtype, &call.spec, call.logits.const_data_ptr(),
                                                call.classes_of(), call.soft_target(),
                                                loss.mutable_data_ptr(), saved.mutable_data_ptr(),
                                                device.stream()),
                "absgd::softmax_loss");
     return {loss, saved};
+}
+
+Tensor backward(const OnDeviceOf &device, const SoftmaxLoss &call, const void *grad_loss,
+                const Tensor &saved) {
+    Tensor grad = new_empty(call.logits, call.logits.sizes(), call.logits.scalar_type());
+    check_cuda(absgd_softmax_loss_backward_cuda(
+                   call.dtype, &call.spec, call.logits.const_data_ptr(), call.classes_of(),
+                   call.soft_target(), saved.const_data_ptr(), grad_loss, grad.mutable_data_ptr(),
+                   device.stream()),
+               "absgd::softmax_loss_backward");
+    return grad;
+}
+
+std::tuple<Tensor, Tensor>
+softmax_loss(const Tensor &logits, const Tensor &target, const std::optional<Tensor> &weight,
+             const std::optional<Tensor> &margin, const std::optional<Tensor> &offset, double scale,
+             double focal_gamma, double label_smoothing, int64_t ignore_index) {
+    const OnDeviceOf device(logits);
+    return forward(device, {logits, target, weight, margin, offset, scale, focal_gamma,
+                            label_smoothing, ignore_index});
 }
 
 Tensor softmax_loss_backward(const Tensor &grad_loss, const Tensor &logits, const Tensor &target,
@@ -306,23 +318,17 @@ Tensor softmax_loss_backward(const Tensor &grad_loss, const Tensor &logits, cons
                            label_smoothing, ignore_index);
     check_backward(call, grad_loss, saved);
     const Tensor upstream = as_contiguous(grad_loss);
-    Tensor grad = torch::stable::new_empty(logits, logits.sizes());
-    check_cuda(absgd_softmax_loss_backward_cuda(
-                   call.dtype, &call.spec, call.logits.const_data_ptr(), call.classes_of(),
-                   call.soft_target(), saved.const_data_ptr(), upstream.const_data_ptr(),
-                   grad.mutable_data_ptr(), device.stream()),
-               "absgd::softmax_loss_backward");
-    return grad;
+    return backward(device, call, upstream.const_data_ptr(), saved);
 }
 
-/* ---- a softmax loss, its weights and the scalar in one call ---- */
+/* ---- a softmax loss, its weights, the scalar and its gradient in one call ---- */
 
 /* Which targets count; all of the soft ones do. */
 std::optional<Tensor> counted(const OnDeviceOf &device, const Tensor &target, const Tensor &losses,
                               int64_t ignore_index) {
     if (target.scalar_type() != ScalarType::Long) return std::nullopt;
     const Tensor dense = as_contiguous(target);
-    Tensor mask = torch::stable::new_empty(losses, losses.sizes(), ScalarType::Bool);
+    Tensor mask = new_empty(losses, losses.sizes(), ScalarType::Bool);
     check_cuda(absgd_counted_cuda(static_cast<const int64_t *>(dense.const_data_ptr()),
                                   dense.numel(), ignore_index,
                                   static_cast<uint8_t *>(mask.mutable_data_ptr()), device.stream()),
@@ -338,19 +344,20 @@ weighted_softmax_loss(const Tensor &logits, const Tensor &target,
                       const Tensor &log_s, const Tensor &log_s_lam, const Tensor &reports,
                       double gamma, double alpha, double s_init) {
     const OnDeviceOf device(logits);
-    auto [losses, saved] = softmax_loss(logits, target, weight, margin, offset, scale, focal_gamma,
-                                        label_smoothing, ignore_index);
+    const SoftmaxLoss call(logits, target, weight, margin, offset, scale, focal_gamma,
+                           label_smoothing, ignore_index);
+    auto [losses, saved] = forward(device, call);
     const Tensor weights =
         weigh(losses, counted(device, target, losses, ignore_index), std::nullopt, lam, log_s,
               log_s_lam, reports, gamma, alpha, s_init, 1.0);
-    Tensor total = torch::stable::new_empty(losses, {});
     const int64_t n = losses.numel();
-    check_cuda(absgd_dot_cuda(
-                   dtype_of(losses, "losses"),
-                   static_cast<const char *>(weights.const_data_ptr()) + n * weights.element_size(),
-                   losses.const_data_ptr(), n, total.mutable_data_ptr(), device.stream()),
+    const void *coefficients =
+        static_cast<const char *>(weights.const_data_ptr()) + n * weights.element_size();
+    Tensor total = new_empty(losses, {}, losses.scalar_type());
+    check_cuda(absgd_dot_cuda(dtype_of(losses, "losses"), coefficients, losses.const_data_ptr(), n,
+                              total.mutable_data_ptr(), device.stream()),
                "absgd::weighted_softmax_loss");
-    return {total, losses, saved, weights};
+    return {total, losses, weights, backward(device, call, coefficients, saved)};
 }
 
 } // namespace

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 import torch_absgd as ta
-from torch_absgd.weighted_loss import can_weigh_at_once
+from torch_absgd.weighted_loss import AT_ONCE, can_weigh_at_once
 
 COUNTS = [50, 20, 10, 5, 2]
 LOSSES = {
@@ -40,7 +40,8 @@ def test_equals_loss_then_weigh(name: str, dtype: torch.dtype, lam: float, ignor
     apart = ta.ABSGD([nn.Parameter(torch.zeros(1))], lam=lam)
     for seed in range(3):
         logits, target = batch(dtype, seed, ignored)
-        assert can_weigh_at_once(criterion.criterion, target, criterion.attention)
+        at_once = can_weigh_at_once(criterion.criterion, logits, target, criterion.attention)
+        assert at_once == (dtype is not torch.float16)
         total = criterion(logits, target)
         (2 * total).backward()
         again = logits.detach().clone().requires_grad_()
@@ -85,21 +86,50 @@ def test_the_general_way_is_taken_where_it_has_to_be() -> None:
     logits, target = batch(torch.float64, 0, False)
     loss = ta.PerSampleCrossEntropy()
     follows = ta.AttentionalLoss(loss, lam=ta.EffectiveSampleSize(0.6))
-    assert not can_weigh_at_once(loss, target, follows.attention)
-    assert not can_weigh_at_once(nn.CrossEntropyLoss(reduction="none"), target, follows.attention)
+    assert not can_weigh_at_once(loss, logits, target, follows.attention)
+    assert not can_weigh_at_once(
+        nn.CrossEntropyLoss(reduction="none"), logits, target, follows.attention
+    )
     stepping = ta.ABSGD([nn.Parameter(torch.zeros(1))], lam=1.0)
     handle = ta.step_in_backward(stepping)
-    assert not can_weigh_at_once(loss, target, stepping)
+    assert not can_weigh_at_once(loss, logits, target, stepping)
     handle.remove()
-    assert can_weigh_at_once(loss, target, stepping)
+    assert can_weigh_at_once(loss, logits, target, stepping)
+    assert not can_weigh_at_once(loss, logits.detach(), target, stepping)
+    large = torch.zeros(1, AT_ONCE + 1, requires_grad=True)
+    assert not can_weigh_at_once(loss, large, target[:1], stepping)
     accumulating = ta.AttentionalLoss(loss, lam=1.0)
     with accumulating.accumulate([logits]):
-        assert not can_weigh_at_once(loss, target, accumulating.attention)
+        assert not can_weigh_at_once(loss, logits, target, accumulating.attention)
         accumulating(logits, target).backward()
     accumulating.finalize_grads_()
     whole = logits.detach().clone().requires_grad_()
     ta.AttentionalLoss(loss, lam=1.0)(whole, target).backward()
     torch.testing.assert_close(logits.grad, whole.grad)
+
+
+@pytest.mark.parametrize("is_leaf", [True, False])
+def test_backward_twice(is_leaf: bool) -> None:
+    """The gradient is there before the backward pass: no pass may take it for its own to write."""
+    x, target = batch(torch.float64, 0, False)
+    logits = x if is_leaf else 3 * x
+    total = ta.AttentionalLoss(ta.PerSampleFocal(), lam=1.0)(logits, target)
+    total.backward(retain_graph=True)
+    once = x.grad.clone()
+    x.grad.mul_(7)
+    (0.5 * total).backward(retain_graph=True)
+    torch.testing.assert_close(x.grad, 7.5 * once)
+    x.grad = None
+    total.backward()
+    torch.testing.assert_close(x.grad, once)
+
+
+def test_differentiable_once() -> None:
+    logits, target = batch(torch.float64, 0, False)
+    total = ta.AttentionalLoss(ta.PerSampleCrossEntropy(), lam=1.0)(logits, target)
+    (grad,) = torch.autograd.grad(total, logits, create_graph=True)
+    with pytest.raises(NotImplementedError, match="can be differentiated once"):
+        grad.sum().backward()
 
 
 def test_bad_targets_change_nothing() -> None:

@@ -132,15 +132,16 @@ class AttentionalLoss(nn.Module):
         Returns:
             a scalar tensor.
         """
+        criterion, attention = self.criterion, self.attention
         if (
             mask is None
             and self.training
             and torch.is_grad_enabled()
-            and can_weigh_at_once(self.criterion, target, self.attention)
+            and can_weigh_at_once(criterion, input, target, attention)
         ):
-            return weigh_at_once(self.criterion, input, target, self.attention)
-        losses = self.criterion(input, target)
-        counted = getattr(self.criterion, "counted", None)
+            return weigh_at_once(criterion, input, target, attention)
+        losses = criterion(input, target)
+        counted = getattr(criterion, "counted", None)
         if counted is not None:
             not_ignored = counted(target)
             if not_ignored is not None:

@@ -9,13 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from numbers import Integral
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from . import _checks
-from ._loss_ops import softmax_loss
+from ._loss_ops import arithmetic_type, softmax_loss
 
 
 class PerSampleLoss(nn.Module):
@@ -26,6 +25,8 @@ class PerSampleLoss(nn.Module):
     """
 
     weight: Tensor | None
+    scale = 1.0
+    gamma = 0.0
     takes_probabilities = False
 
     def __init__(self, weight: Tensor | None, ignore_index: int, label_smoothing: float) -> None:
@@ -42,9 +43,17 @@ class PerSampleLoss(nn.Module):
         self.ignore_index = int(ignore_index)
         self.label_smoothing = float(label_smoothing)
 
-    def options(self) -> dict[str, Any]:
-        """What the loss gives `softmax_loss` beside class weights and ``ignore_index``."""
-        return {"label_smoothing": self.label_smoothing}
+    def options(self, dtype: torch.dtype) -> tuple[Tensor | float | None, ...]:
+        """What the operators take after the target, values of a class in ``dtype``."""
+        named = self._buffers
+        per_class = (named["weight"], named.get("margin"), named.get("offset"))
+        return (
+            *[None if values is None else values.to(dtype) for values in per_class],
+            self.scale,
+            self.gamma,
+            self.label_smoothing,
+            self.ignore_index,
+        )
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         """The loss of each element.
@@ -64,17 +73,15 @@ class PerSampleLoss(nn.Module):
             RuntimeError: a target is outside [0, C) (on the CPU).
         """
         self.check_call(input, target)
-        return softmax_loss(
-            input, target, self.weight, ignore_index=self.ignore_index, **self.options()
-        )
+        return softmax_loss(input, target, *self.options(arithmetic_type(input.dtype)))
 
     def counted(self, target: Tensor) -> Tensor | None:
         """True where an element of ``target`` counts; None if all do (class probabilities)."""
         return None if target.is_floating_point() else target != self.ignore_index
 
     def extra_repr(self) -> str:
-        options = {"ignore_index": self.ignore_index, **self.options()}
-        return ", ".join(f"{k}={v}" for k, v in options.items() if not isinstance(v, Tensor))
+        names = ("scale", "gamma", "label_smoothing", "ignore_index")
+        return ", ".join(f"{name}={getattr(self, name)}" for name in names)
 
     def check_call(self, input: Tensor, target: Tensor) -> None:
         """Raises what `forward` documents, but for the range of targets."""
@@ -163,9 +170,6 @@ class PerSampleFocal(PerSampleLoss):
         super().__init__(weight, ignore_index, label_smoothing=0.0)
         self.gamma = float(gamma)
 
-    def options(self) -> dict[str, Any]:
-        return {"focal_gamma": self.gamma}
-
 
 class PerSampleLDAM(PerSampleLoss):
     """Label-distribution-aware margin loss: cross-entropy of scale·(x_c − Δ_y·[c = y]).
@@ -206,13 +210,6 @@ class PerSampleLDAM(PerSampleLoss):
         margin = counts**-0.25
         self.register_buffer("margin", (margin * (max_margin / margin.max())).float())
 
-    def options(self) -> dict[str, Any]:
-        return {
-            "margin": self.margin,
-            "scale": self.scale,
-            "label_smoothing": self.label_smoothing,
-        }
-
 
 class PerSampleLogitAdjusted(PerSampleLoss):
     """Logit-adjusted cross-entropy: of x_c + τ·log π_c, π_c being the share of class c.
@@ -244,9 +241,6 @@ class PerSampleLogitAdjusted(PerSampleLoss):
         _checks.check_finite("tau", tau)
         super().__init__(weight, ignore_index, label_smoothing)
         self.register_buffer("offset", (tau * (counts / counts.sum()).log()).float())
-
-    def options(self) -> dict[str, Any]:
-        return {"offset": self.offset, "label_smoothing": self.label_smoothing}
 
 
 def positive_counts(class_counts: Sequence[int] | Tensor) -> Tensor:

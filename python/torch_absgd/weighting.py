@@ -85,7 +85,8 @@ class Memory:
     not needed to go on."""
 
     def __init__(self, follows: bool = False) -> None:
-        self.weights: Tensor | None = None  # of the last batch
+        self.rows: Tensor | None = None  # of the last batch: p and coefficients
+        self.weights: Tensor | None = None  # its p, once asked for
         self.losses: Tensor | None = None
         self.accumulation: Accumulation | None = None  # begun and not yet settled
         self.has_history = False  # log_s has taken in a batch since λ was last set
@@ -160,13 +161,13 @@ class Weighting:
         if not self._weighs():
             return plain_mean(losses, mask)
         with torch.no_grad():
-            weights, coefficients = self._next_weights(losses.detach(), mask)
-        self._remember(weights, losses.detach())
+            rows = self._next_weights(losses.detach(), mask)
+        self._remember(rows, losses.detach())
         if losses.dtype in (torch.float16, torch.bfloat16):
             losses = losses.float()
         if mask is not None:
             losses = losses.masked_fill(~mask, 0)
-        total = weighted_sum(coefficients.reshape(-1), losses.reshape(-1))
+        total = weighted_sum(rows[1].reshape(-1), losses.reshape(-1))
         if self._memory.accumulation is not None:
             self._memory.accumulation.expect_backward(total)
         if self._stepper is not None:
@@ -189,14 +190,16 @@ class Weighting:
         return out
 
     def _state_on(self, device: torch.device) -> MutableMapping[str, Tensor]:
-        if self._state()["log_s"].device != device:
+        state = self._state()
+        if state["log_s"].device != device:
             self._move_state(device)
-        return self._state()
+        return state
 
-    def _remember(self, weights: Tensor, losses: Tensor) -> None:
-        """Keeps the last batch, detached."""
-        self._memory.weights, self._memory.losses = weights, losses
-        self._memory.has_history = self._memory.accumulation is None or self._memory.has_history
+    def _remember(self, rows: Tensor, losses: Tensor) -> None:
+        """Keeps the last batch: p and coefficients, and the losses, detached."""
+        memory = self._memory
+        memory.rows, memory.weights, memory.losses = rows, None, losses
+        memory.has_history = memory.accumulation is None or memory.has_history
 
     def _follow_lam(self, losses: Tensor, mask: Tensor | None) -> None:
         """Moves λ towards what this batch asks for, where it follows a `LamRule`."""
@@ -245,6 +248,8 @@ class Weighting:
     def weights(self) -> Tensor | None:
         """p_i of the last batch that was weighed, detached, in the shape of its losses; float64
         for float64 losses, float32 otherwise. None before the first."""
+        if self._memory.weights is None and self._memory.rows is not None:
+            self._memory.weights = self._memory.rows[0]
         return self._memory.weights
 
     @property
