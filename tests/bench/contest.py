@@ -1,13 +1,15 @@
 """Timing one piece of work by several contenders, interleaved, and what the times come to.
 
-In each round every contender runs a block of calls, in an order that rotates: a slow moment of the
-machine then falls on all of them. Ratios are of medians; their interval is a bootstrap over rounds,
-which keeps the times of one round together.
+In each round every contender runs a block of calls, in an order drawn anew: a slow moment of the
+machine then falls on all of them, and none always finds the caches as the same other left them.
+Ratios are of medians; their interval is a bootstrap over rounds, which keeps the times of one round
+together.
 """
 
 from __future__ import annotations
 
 import gc
+import random
 import time
 import traceback
 from collections.abc import Callable, Sequence
@@ -17,7 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-BLOCK_SECONDS = 2e-3  # of calls in a round, for one contender
+BLOCK_SECONDS = 2e-3  # of calls in a round, for one contender,
+BLOCK_CALLS = 3  # and at least so many
 ROUNDS = (7, 1000)  # at least, at most
 RESAMPLES = 2000
 
@@ -94,6 +97,7 @@ def contest(
     if flush:
         calls = [1] * len(timed)
     samples: list[list[float]] = [[] for _ in timed]
+    order = random.Random(0)
     enough = time.perf_counter() + settings.seconds
     gc.collect()
     gc.disable()
@@ -101,8 +105,7 @@ def contest(
         for done in range(ROUNDS[1]):
             if done >= ROUNDS[0] and time.perf_counter() > enough:
                 break
-            for turn in range(len(timed)):
-                i = (turn + done) % len(timed)
+            for i in order.sample(range(len(timed)), len(timed)):
                 if flush:
                     flush()
                 samples[i].append(_time(timed[i], calls[i]))
@@ -126,7 +129,7 @@ def _time(contender: Contender, calls: int) -> float:
 
 def _calls_in_a_block(contender: Contender) -> int:
     once = min(_time(contender, 1) for _ in range(5))  # warms up, compiles
-    return max(1, round(BLOCK_SECONDS * 1e6 / once))
+    return max(BLOCK_CALLS, round(BLOCK_SECONDS * 1e6 / once))
 
 
 # ---- what the samples say
@@ -142,8 +145,8 @@ def quartiles(samples: Sequence[float]) -> tuple[float, float, float]:
 def ratio_interval(peer: Sequence[float], ours: Sequence[float]) -> tuple[float, float, float]:
     """median(peer)/median(ours) and its 95 % bootstrap interval: (low, ratio, high)."""
     peer_, ours_ = (torch.tensor(s, dtype=torch.float64) for s in (peer, ours))
-    random = torch.Generator().manual_seed(0)
-    picks = torch.randint(len(ours_), (RESAMPLES, len(ours_)), generator=random)
+    generator = torch.Generator().manual_seed(0)
+    picks = torch.randint(len(ours_), (RESAMPLES, len(ours_)), generator=generator)
     ratios = _median(peer_[picks]) / _median(ours_[picks])
     low, high = ratios.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64))
     return low.item(), (_median(peer_) / _median(ours_)).item(), high.item()

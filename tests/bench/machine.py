@@ -27,6 +27,7 @@ def description(threads: int) -> dict[str, Any]:
         "processor": info.get("model name", platform.processor() or platform.machine()),
         "flags": [flag for flag in FLAGS if flag in flags],
         "cpu_level": os.environ.get("ABSGD_CPU_LEVEL", "best"),
+        "torch_cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "cores": os.cpu_count(),
         "caches": _caches(),
         "load": os.getloadavg()[0],

@@ -3,6 +3,7 @@
     python tests/bench/run.py                                  everything, about half an hour
     python tests/bench/run.py --only step loss/CE              rows whose names begin so
     python tests/bench/run.py --quick --only weigh             a look, without torch.compile
+    python tests/bench/run.py --avx2                           ours and torch's as without AVX-512
 
 Needs the installed package, torchvision and tqdm, and cmake and a C compiler for limits.c.
 """
@@ -11,10 +12,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+
+if "--avx2" in sys.argv:  # both are read when torch and torch_absgd are imported
+    os.environ.update(ABSGD_CPU_LEVEL="3", ATEN_CPU_CAPABILITY="avx2")
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 import bench_loss
@@ -25,6 +30,7 @@ import bench_weigh
 import machine
 import tables
 import torch
+import torch._inductor.config
 from contest import Case, Settings, measured
 from tqdm import tqdm
 
@@ -39,6 +45,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--list", action="store_true", help="print the rows' names and stop")
     parser.add_argument("--quick", action="store_true", help="0.2 s a row, and no compiled peers")
     parser.add_argument("--seconds", type=float, default=5.0, help="of timing a row (default: 5)")
+    parser.add_argument("--avx2", action="store_true", help="use no AVX-512, nor let the peers")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--json", type=Path, help="write the numbers here as well")
     parser.add_argument("--build", type=Path, default=machine.build, help="where to build limits.c")
@@ -65,6 +72,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("\n".join(case.name for case in cases))
         return 0
     machine.build = args.build
+    if args.avx2:
+        torch._inductor.config.cpp.simdlen = 256
     seconds = 0.2 if args.quick else args.seconds
     settings = Settings(args.threads, seconds, compiles=not args.quick)
     about = machine.description(args.threads)

@@ -24,7 +24,8 @@ def header(machine: dict[str, Any], settings: dict[str, Any]) -> str:
     return "\n".join(
         [
             f"- {machine['processor']}, {machine['cores']} cores; {caches}",
-            f"- flags: {' '.join(machine['flags'])}; kernels' level: {machine['cpu_level']}",
+            f"- flags: {' '.join(machine['flags'])}; kernels' level: "
+            f"{machine['cpu_level']}, torch's: {machine['torch_cpu_capability']}",
             f"- {machine['system']}; Python {machine['python']}, torch {machine['torch']}",
             f"- {machine['threads']} thread(s); {settings['seconds']:g} s a row; load at the start "
             f"{machine['load']:.1f}",
@@ -35,23 +36,21 @@ def header(machine: dict[str, Any], settings: dict[str, Any]) -> str:
     )
 
 
-def amount(value: float, unit: str) -> str:
-    if unit == "µs" and value >= 9999.5:
-        value, unit = value / 1e3, "ms"
-    return f"{value:.4g} {unit}" if value < 1000 else f"{value:,.0f} {unit}"
-
-
 def _cell(row: dict[str, Any], name: str) -> str:
+    """Median [quartiles], all in the unit that suits the median."""
     if name not in row["contenders"]:
         return ""
-    c = row["contenders"][name]
-    low, high = c["quartiles"]
-    text = amount(c["median"], row["unit"])
-    return text if low == high else f"{text} [{_bare(low, row)} – {_bare(high, row)}]"
+    contender = row["contenders"][name]
+    median, unit, scale = contender["median"], row["unit"], 1.0
+    if unit == "µs" and median >= 9999.5:
+        unit, scale = "ms", 1e-3
+    low, high = (_digits(q * scale) for q in contender["quartiles"])
+    text = f"{_digits(median * scale)} {unit}"
+    return text if low == high else f"{text} [{low} – {high}]"
 
 
-def _bare(value: float, row: dict[str, Any]) -> str:
-    return amount(value, row["unit"]).rsplit(" ", 1)[0]
+def _digits(value: float) -> str:
+    return f"{value:.4g}" if value < 1000 else f"{value:,.0f}"
 
 
 def _target(row: dict[str, Any]) -> str:
