@@ -124,6 +124,17 @@ def test_backward_twice(is_leaf: bool) -> None:
     torch.testing.assert_close(x.grad, once)
 
 
+def test_the_scalar_may_be_scaled_in_place() -> None:
+    logits, target = batch(torch.float64, 0, False)
+    criterion = ta.AttentionalLoss(ta.PerSampleCrossEntropy(), lam=1.0)
+    total = criterion(logits, target)
+    total /= 4
+    total.backward()
+    again = logits.detach().clone().requires_grad_()
+    (ta.AttentionalLoss(ta.PerSampleCrossEntropy(), lam=1.0)(again, target) / 4).backward()
+    assert torch.equal(logits.grad, again.grad)
+
+
 def test_differentiable_once() -> None:
     logits, target = batch(torch.float64, 0, False)
     total = ta.AttentionalLoss(ta.PerSampleCrossEntropy(), lam=1.0)(logits, target)

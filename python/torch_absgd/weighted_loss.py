@@ -33,7 +33,7 @@ class WithGradient(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, logits: Tensor, total: Tensor, grad: Tensor) -> Tensor:
         ctx.save_for_backward(grad)
-        return total.view(())
+        return total.detach()  # not total itself, which could then not be divided in place
 
     @staticmethod
     def backward(ctx: Any, grad_total: Tensor) -> tuple[Tensor, None, None]:
