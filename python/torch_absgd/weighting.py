@@ -67,8 +67,10 @@ def weighted_sum(coefficients: Tensor, losses: Tensor) -> Tensor:
     n = losses.numel() // SUM_CHUNK * SUM_CHUNK
     if n == 0 or losses.device.type != "cpu":
         return torch.dot(coefficients, losses)
-    rows = (coefficients[:n] * losses[:n]).view(-1, SUM_CHUNK).sum(1)
-    return rows.sum() + torch.dot(coefficients[n:], losses[n:])
+    if n < losses.numel():
+        whole = weighted_sum(coefficients[:n], losses[:n])
+        return whole + torch.dot(coefficients[n:], losses[n:])
+    return (coefficients * losses).view(-1, SUM_CHUNK).sum(1).sum()
 
 
 def plain_mean(losses: Tensor, mask: Tensor | None) -> Tensor:
