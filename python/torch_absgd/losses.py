@@ -45,10 +45,9 @@ class PerSampleLoss(nn.Module):
 
     def options(self, dtype: torch.dtype) -> tuple[Tensor | float | None, ...]:
         """What the operators take after the target, values of a class in ``dtype``."""
-        named = self._buffers
-        per_class = (named["weight"], named.get("margin"), named.get("offset"))
+        per_class = map(self._buffers.get, ("weight", "margin", "offset"))
         return (
-            *[None if values is None else values.to(dtype) for values in per_class],
+            *[v if v is None or v.dtype is dtype else v.to(dtype) for v in per_class],
             self.scale,
             self.gamma,
             self.label_smoothing,

@@ -79,7 +79,7 @@ def weigh_at_once(
         target = target.to(dtype)
     state = attention._state_on(input.device)
     tensors = [state[name] for name in WEIGH_STATE]
-    total, losses, rows, grad = torch.ops.absgd.weighted_softmax_loss(
+    total, losses, rows, grad = torch.ops.absgd.weighted_softmax_loss.default(
         input.detach(), target, *criterion.options(dtype), *tensors, *attention._rule()
     )
     attention._remember(rows, losses)
