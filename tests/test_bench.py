@@ -51,6 +51,16 @@ def test_rows_end_to_end(tmp_path: Path) -> None:
         assert medians[row["best_peer"]] == min(medians[name] for name in row["peers"])
 
 
+def test_without_avx512(tmp_path: Path) -> None:
+    file = tmp_path / "results.json"
+    only = ("--only", "weigh/fixed λ, B = 64")
+    done = run("--avx2", "--quick", "--json", file, "--build", tmp_path / "b", *only)
+    assert done.returncode == 0, done.stderr
+    machine = json.loads(file.read_text())["machine"]
+    assert machine["cpu_level"] == "3"
+    assert "512" not in machine["torch_cpu_capability"]
+
+
 def test_unknown_rows_are_an_error() -> None:
     done = run("--only", "no such row")
     assert done.returncode != 0
