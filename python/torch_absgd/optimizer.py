@@ -232,8 +232,7 @@ class ABSGD(Weighting, SGD):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        if self._memory.accumulation is not None:
-            self.finalize_grads_()
+        self.finalize_grads_()
         if self._must_skip():
             return loss
         for index, group in enumerate(self.param_groups):
