@@ -7,7 +7,7 @@ import signal
 import time
 
 import pytest
-import torch
+from runs import assert_same_run, records_of
 
 import checkpoint
 import cifar_lt
@@ -21,31 +21,6 @@ SMALL = [
 
 def options_for(data, directory, *more):
     return [*SMALL, "--data-dir", str(data), "--output-dir", str(directory), *map(str, more)]
-
-
-def records_of(directory):
-    return [json.loads(line) for line in (directory / "log.jsonl").read_text().splitlines()]
-
-
-def differences(a, b, path=""):
-    """Where two checkpoints differ in a bit."""
-    if isinstance(a, torch.Tensor):
-        same = a.dtype == b.dtype and torch.equal(a.nan_to_num(), b.nan_to_num())
-        return [] if same else [path]
-    if isinstance(a, dict):
-        assert a.keys() == b.keys()
-        return [d for k in a for d in differences(a[k], b[k], f"{path}.{k}")]
-    if isinstance(a, (list, tuple)):
-        assert len(a) == len(b)
-        return [d for i in range(len(a)) for d in differences(a[i], b[i], f"{path}[{i}]")]
-    return [] if a == b or (a != a and b != b) else [path]
-
-
-def assert_same_run(a, b):
-    ours, theirs = checkpoint.load(a / "checkpoint.pt"), checkpoint.load(b / "checkpoint.pt")
-    assert differences(ours, theirs) == []
-    assert (a / "log.jsonl").read_bytes() == (b / "log.jsonl").read_bytes()
-    assert (a / "results.json").read_bytes() == (b / "results.json").read_bytes()
 
 
 @pytest.fixture(scope="module")

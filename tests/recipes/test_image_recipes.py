@@ -16,9 +16,9 @@ import pytest
 import torch
 import torchvision
 from PIL import Image
+from runs import assert_same_run, break_off, records_of
 
 import checkpoint
-import engine
 import evaluate
 import image_lists
 import image_recipe
@@ -138,17 +138,6 @@ def flags(data, directory, *more):
     return [*TINY, "--data-dir", str(data), "--output-dir", str(directory), *map(str, more)]
 
 
-def records_of(directory):
-    return [json.loads(line) for line in (directory / "log.jsonl").read_text().splitlines()]
-
-
-def assert_same_run(a, b):
-    ours, theirs = checkpoint.load(a / "checkpoint.pt"), checkpoint.load(b / "checkpoint.pt")
-    assert all(torch.equal(ours["model"][name], theirs["model"][name]) for name in ours["model"])
-    for file in ("log.jsonl", "results.json"):
-        assert (a / file).read_bytes() == (b / file).read_bytes()
-
-
 @pytest.fixture(scope="module")
 def whole_run(places, tmp_path_factory):
     directory = tmp_path_factory.mktemp("whole")
@@ -262,19 +251,9 @@ def test_presets_have_the_papers_settings(recipe, preset, expected, tmp_path):
 # ---- a run can break off at any time
 
 
-def test_a_run_that_broke_off_ends_with_the_same_bits(places, whole_run, tmp_path, monkeypatch):
+def test_a_run_that_broke_off_ends_with_the_same_bits(places, whole_run, tmp_path):
     args = flags(places, tmp_path, "--preset", "b-absgd", "--checkpoint-every", 1, "--resume")
-    train_step = engine.train_step
-
-    def crashing(run, *batch):
-        if (run.epoch, run.batch) == (1, 2):
-            raise KeyboardInterrupt
-        train_step(run, *batch)
-
-    monkeypatch.setattr(engine, "train_step", crashing)
-    with pytest.raises(KeyboardInterrupt):
-        places_lt.main(args)
-    monkeypatch.setattr(engine, "train_step", train_step)
+    break_off(places_lt.main, args, at=(1, 2))
     places_lt.main([*args, "--workers", "2"])  # nor do workers change a bit
     assert_same_run(tmp_path, whole_run)
 

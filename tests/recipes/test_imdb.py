@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from runs import assert_same_run, break_off
 from torch import nn
 
-import checkpoint
 import engine
 import evaluate
 import imdb
@@ -27,13 +27,6 @@ SMALL = [
 
 def options_for(reviews, directory, *more):
     return [*SMALL, "--data-dir", str(reviews), "--output-dir", str(directory), *map(str, more)]
-
-
-def assert_same_run(a, b):
-    ours, theirs = checkpoint.load(a / "checkpoint.pt"), checkpoint.load(b / "checkpoint.pt")
-    assert all(torch.equal(ours["model"][name], theirs["model"][name]) for name in ours["model"])
-    for file in ("log.jsonl", "results.json"):
-        assert (a / file).read_bytes() == (b / file).read_bytes()
 
 
 @pytest.fixture(scope="module")
@@ -218,23 +211,11 @@ def test_what_a_run_leaves_and_that_it_learns(whole_run):
 
 
 @pytest.mark.parametrize("crash_at", [(0, 3), (2, 5)])
-def test_a_run_that_broke_off_ends_with_the_same_bits(
-    reviews, whole_run, tmp_path, monkeypatch, crash_at
-):
+def test_a_run_that_broke_off_ends_with_the_same_bits(reviews, whole_run, tmp_path, crash_at):
     flags = options_for(
         reviews, tmp_path, "--keep-negative", 0.3, "--checkpoint-every", 2, "--resume"
     )
-    train_step = engine.train_step
-
-    def crashing(run, *batch):
-        if (run.epoch, run.batch) == crash_at:
-            raise KeyboardInterrupt
-        train_step(run, *batch)
-
-    monkeypatch.setattr(engine, "train_step", crashing)
-    with pytest.raises(KeyboardInterrupt):
-        imdb.main(flags)
-    monkeypatch.setattr(engine, "train_step", train_step)
+    break_off(imdb.main, flags, at=crash_at)
     imdb.main(flags)
     assert_same_run(tmp_path, whole_run)
 
