@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from reference import Algorithm1
-from torch_absgd import ABSGD
+from torch_absgd import ABSGD, LamScheduler
 
 RATE = 0.01  # of the running mean
 
@@ -75,6 +75,20 @@ def test_warns_once_when_few_samples_are_effective() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         opt.stats().mean  # noqa: B018
+
+
+@pytest.mark.parametrize("lam", [0.05, -0.05])
+def test_a_schedule_warns_and_advises_a_lam_of_the_same_sign(lam: float) -> None:
+    losses = torch.linspace(0, 4, 32)
+    opt = make(lam)
+    schedule = LamScheduler(opt, milestones={10: lam / 2})
+    collapsing(opt, losses, 100)
+    with pytest.warns(UserWarning, match="too small") as caught:
+        schedule.step()
+    advised = float(str(caught[0].message).split("λ = ")[1].split()[0])
+    assert advised * lam > 0
+    q = torch.exp(losses.double() / advised)
+    assert float(q.sum() ** 2 / q.square().sum()) == pytest.approx(16, rel=0.05)
 
 
 @pytest.mark.parametrize("lam", [50.0, math.inf])

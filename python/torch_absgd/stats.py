@@ -56,9 +56,10 @@ class Stats:
 
     _has_warned = False
 
-    def __init__(self, reports: Tensor, losses: Tensor | None) -> None:
+    def __init__(self, reports: Tensor, losses: Tensor | None, lam: Tensor) -> None:
         self._reports = reports
         self._losses = losses
+        self._lam = lam
 
     @property
     def last(self) -> Report:
@@ -77,7 +78,7 @@ class Stats:
         Stats._has_warned = True
         advice = ""
         if self._losses is not None:
-            better = lam_for_half(self._losses, math.copysign(1, mean.objective))
+            better = lam_for_half(self._losses, math.copysign(1, self._lam.item()))
             advice = f" At λ = {better:.3g} half of the last batch would be effective."
         warnings.warn(
             f"over the last batches, weights of {mean.effective_samples:.1f} samples of "

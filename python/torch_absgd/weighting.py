@@ -311,7 +311,8 @@ class Weighting:
     def stats(self) -> Stats:
         """What the weights did in the last batch and as a running mean: see `Stats`. Reading a
         number from it is what synchronises, not this call."""
-        return Stats(self._state()["reports"].clone(), self._memory.losses)
+        state = self._state()
+        return Stats(state["reports"].clone(), self._memory.losses, state["lam"].clone())
 
     # ---- gradient accumulation
 
