@@ -191,7 +191,7 @@ def test_weigh_before_backward_is_an_error() -> None:
 def test_lam_cannot_change_between_micro_batches() -> None:
     opt = make()
     accumulated(opt)
-    for change in (lambda: opt.set_lam(2.0), lambda: opt.restart(2.0)):
+    for change in (lambda: setattr(opt, "lam", 2.0), lambda: opt.restart(2.0)):
         with pytest.raises(RuntimeError, match="lam cannot change between the micro-batches"):
             change()
     assert opt.lam.item() == 1.0

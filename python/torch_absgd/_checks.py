@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from numbers import Real
 from typing import Any
 
@@ -58,7 +59,8 @@ def check_lam(lam: object) -> None:
 
 
 def check_choice(name: str, value: object, allowed: tuple[object, ...]) -> None:
-    if value not in allowed:
+    # numpy's arrays and the like compare to something else than a truth value.
+    if not isinstance(value, (bool, int, float, str, type(None))) or value not in allowed:
         raise ValueError(f"Invalid {name} value: {value!r} (must be one of {allowed})")
 
 
@@ -71,18 +73,33 @@ def check_process_group(process_group: object) -> None:
 
 
 def check_rule(
-    lam: object, gamma: object, s_init: object, alpha: object, process_group: object
+    lam: object,
+    gamma: object,
+    s_init: object,
+    alpha: object,
+    max_weight: object,
+    keep_loss: object,
+    process_group: object,
 ) -> None:
-    """Raises unless λ, γ, s_1, α and the group are what `ABSGD` documents."""
+    """Raises unless λ, γ, s_1, α, the guards and the group are what `ABSGD` documents."""
     check_lam(lam)
-    check_number("gamma", gamma, "in (0, 1]", is_real(gamma) and 0 < gamma <= 1)
+    if gamma is not None:
+        check_number("gamma", gamma, "in (0, 1]", is_real(gamma) and 0 < gamma <= 1)
+    if max_weight is not None:
+        allowed = "finite and ≥ 1, or None"
+        check_number(
+            "max_weight", max_weight, allowed, is_real(max_weight) and 1 <= max_weight < math.inf
+        )
+    check_choice("keep_loss", keep_loss, (True, False))
     if s_init is not None:
         check_finite_nonnegative("s_init", s_init)
     check_positive("alpha", alpha)
     check_process_group(process_group)
 
 
-def check_losses(losses: object, mask: object) -> None:
+def check_losses(losses: object, mask: object, weight: object) -> None:
+    """Raises unless per-sample losses, their mask and their base measure are what `ABSGD.weigh`
+    documents. Weights on a device are not looked at: there they make the batch a bad one."""
     if not isinstance(losses, Tensor):
         raise TypeError(f"losses must be a tensor of per-sample losses, got {type(losses)}")
     if not losses.is_floating_point():
@@ -94,16 +111,107 @@ def check_losses(losses: object, mask: object) -> None:
             "losses must hold one loss a sample, got a scalar: "
             'give the loss function reduction="none"'
         )
-    if mask is None:
-        return
-    if not isinstance(mask, Tensor) or mask.dtype is not torch.bool:
-        kind = mask.dtype if isinstance(mask, Tensor) else type(mask)
-        raise TypeError(f"mask must be a bool tensor, True where a loss counts, got {kind}")
-    if mask.shape != losses.shape or mask.device != losses.device:
+    check_mask_and_weight(losses.shape, losses.device, mask, weight)
+
+
+def check_mask_and_weight(
+    shape: torch.Size, device: torch.device, mask: object, weight: object
+) -> None:
+    """Raises unless a mask and a base measure, or None, go with losses of this shape."""
+    if mask is not None:
+        if not isinstance(mask, Tensor) or mask.dtype is not torch.bool:
+            raise TypeError(
+                f"mask must be a bool tensor, True where a loss counts, got {_kind(mask)}"
+            )
+        _check_alike("mask", mask, shape, device)
+    if weight is not None:
+        if not isinstance(weight, Tensor) or not weight.is_floating_point():
+            raise TypeError(f"weight must be a floating-point tensor, got {_kind(weight)}")
+        _check_alike("weight", weight, shape, device)
+        if device.type == "cpu" and not torch.compiler.is_compiling():
+            read = weight.detach() if mask is None else weight.detach()[mask]
+            _check_nonnegative("weight", read)
+
+
+def _kind(value: object) -> object:
+    return value.dtype if isinstance(value, Tensor) else type(value)
+
+
+def _check_alike(name: str, value: Tensor, shape: torch.Size, device: torch.device) -> None:
+    if value.shape != shape or value.device != device:
         raise ValueError(
-            f"mask must have the losses' shape {tuple(losses.shape)} and device {losses.device}, "
-            f"got {tuple(mask.shape)} on {mask.device}"
+            f"{name} must have the losses' shape {tuple(shape)} and device {device}, "
+            f"got {tuple(value.shape)} on {value.device}"
         )
+
+
+def _check_nonnegative(name: str, values: Tensor) -> None:
+    bad = ~((values >= 0) & values.isfinite())
+    if bool(bad.any()):
+        raise ValueError(f"{name} must be finite and ≥ 0, got {values[bad][0].item()}")
+
+
+def check_beside(input: Tensor, target: Tensor, mask: object, weight: object) -> None:
+    """`check_mask_and_weight` for the losses that a criterion would give for these logits."""
+    if mask is None and weight is None:
+        return
+    class_dim = min(input.dim() - 1, 1)
+    shape = torch.Size([*input.shape[:class_dim], *input.shape[class_dim + 1 :]])
+    check_mask_and_weight(shape, input.device, mask, weight)
+
+
+def check_criterion(criterion: object) -> None:
+    if not callable(criterion):
+        raise TypeError(f"criterion must be a module or a function, got {criterion!r}")
+    reduction = getattr(criterion, "reduction", "none")
+    if reduction != "none":
+        raise ValueError(
+            f'criterion must return one loss a sample: give it reduction="none", not {reduction!r}'
+        )
+
+
+def check_class_weight(class_weight: object) -> None:
+    if class_weight is None:
+        return
+    if not isinstance(class_weight, Tensor) or not class_weight.is_floating_point():
+        raise TypeError(
+            f"class_weight must be a floating-point tensor of shape (C), got {_kind(class_weight)}"
+        )
+    if class_weight.dim() != 1 or class_weight.numel() == 0:
+        raise ValueError(
+            f"class_weight must have shape (C) with C ≥ 1, got {tuple(class_weight.shape)}"
+        )
+    if not class_weight.is_meta:
+        _check_nonnegative("class_weight", class_weight)
+
+
+def check_class_target(class_weight: Tensor, target: object, losses: Tensor) -> None:
+    """Raises unless ``target`` says the class of each loss, by index or by probabilities."""
+    if not isinstance(target, Tensor):
+        raise TypeError(f"class_weight needs target to be a tensor of classes, got {type(target)}")
+    classes = len(class_weight)
+    if target.is_floating_point():
+        if target.dim() == 0 or target.shape[min(target.dim() - 1, 1)] != classes:
+            raise ValueError(
+                f"class_weight of {classes} classes needs class probabilities of shape (N, "
+                f"{classes}, …), got {tuple(target.shape)}"
+            )
+    elif target.shape != losses.shape or target.dtype is torch.bool:
+        raise ValueError(
+            f"class_weight needs one class index a loss, of shape {tuple(losses.shape)}, got "
+            f"{tuple(target.shape)} of {target.dtype}"
+        )
+
+
+def tensors(name: str, values: object) -> list[Tensor]:
+    """``values`` as a list; raises TypeError unless all of them are tensors."""
+    if isinstance(values, Tensor) or not isinstance(values, Iterable):
+        raise TypeError(f"{name} must be several tensors, got {_kind(values)}")
+    found = list(values)
+    for value in found:
+        if not isinstance(value, Tensor):
+            raise TypeError(f"{name} must be tensors, got {type(value)}")
+    return found
 
 
 def check_group(group: dict[str, Any]) -> None:

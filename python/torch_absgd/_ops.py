@@ -13,6 +13,7 @@ from torch import Tensor
 
 STATS_SIZE = 7  # doubles of absgd_stats
 REPORT_SIZE = 7  # of absgd_report
+STATS = {"count":0,"nonfinite":1,"max":2,"sum":3,"sum_sq":4,"sum_weight":3}
 ACCUMULATION_SIZE = 9  # of absgd_accumulation
 LAM_RULE_SIZE = 6  # of absgd_lam_rule
 LAM_ROW_SIZE = 9  # of absgd_lam_row

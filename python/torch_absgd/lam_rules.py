@@ -112,3 +112,16 @@ class KLRadius(LamRule):
     @property
     def target(self) -> float:
         return float(self.radius)
+
+
+def unreachable(rule: LamRule, batch_size: int) -> str | None:
+    return None
+
+
+def _from_tensor(row: Tensor) -> LamRule:
+    kind, target, sign, rate, low, high = row.tolist()
+    made = EffectiveSampleSize if kind == 1 else KLRadius
+    return made(target, noisy=sign < 0, rate=rate, low=low, high=high)
+
+
+LamRule.from_tensor = staticmethod(_from_tensor)
