@@ -125,7 +125,7 @@ def test_parameters_are_not_copied() -> None:
 
 def set_tensors(step: int, opt: ta.ABSGD) -> None:
     opt.param_groups[0]["lr"].fill_(0.1 / (step + 1))
-    opt.lam.fill_(0.5 + step)
+    opt.lam = torch.tensor(0.5 + step)
 
 
 def set_numbers(step: int, opt: ta.ABSGD) -> None:

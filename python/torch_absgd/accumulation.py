@@ -20,6 +20,10 @@ from .collective import Collective
 from .rule_state import RuleState
 
 
+# Of absgd_stats: B, max z, and Σw, Σwe, Σwe².
+COUNT, MAX, SUMS = 0, 3, [2, 4, 5]
+
+
 class Phase(Enum):
     """Where an accumulation stands. What moves it: `weigh`, a backward pass that begins, and
     ``zero_grad``; `Accumulation.settle` and ``discard`` end it::
@@ -169,10 +173,9 @@ class Accumulation:
         take what every rank knows already: log_s for log_c, and the last batch's B."""
         self.in_flight.append(self.ranks.start_gather(own))
         stand_in = torch.zeros_like(own)
-        stand_in[_ops.STATS["count"]] = self.state.reports[0, 0]
-        stand_in[_ops.STATS["max"]] = self.state.log_s * self.state.log_s_lam / self.state.lam
-        for name in ("sum_weight", "sum", "sum_sq"):
-            stand_in[_ops.STATS[name]] = 1
+        stand_in[COUNT] = self.state.reports[0, 0]
+        stand_in[MAX] = self.state.log_s * self.state.log_s_lam / self.state.lam
+        stand_in[SUMS] = 1
         return stand_in
 
     def settle(self) -> None:

@@ -291,12 +291,15 @@ class AttentionalLoss(nn.Module):
 
 def counted(criterion: Any, target: Any) -> Tensor | None:
     """True where an element of ``target`` counts; None if all do, or nobody can tell."""
-    if isinstance(criterion, (PerSampleLoss, nn.CrossEntropyLoss, nn.NLLLoss)):
-        if isinstance(criterion, PerSampleLoss):
-            return criterion.counted(target)
-        if isinstance(target, Tensor) and not target.is_floating_point():
-            return target != criterion.ignore_index
-    return None
+    if isinstance(criterion, PerSampleLoss):
+        return criterion.counted(target)
+    ignoring = isinstance(criterion, (nn.CrossEntropyLoss, nn.NLLLoss))
+    if not ignoring or not isinstance(target, Tensor) or target.is_floating_point():
+        return None
+    mask = target != criterion.ignore_index
+    if target.device.type == "cpu" and not torch.compiler.is_compiling() and bool(mask.all()):
+        return None  # as without a mask to the last bit, and faster
+    return mask
 
 
 def gathered(class_weight: Tensor, target: Any, losses: Tensor) -> Tensor:

@@ -1,24 +1,26 @@
 """One warning, early: when the weights that have just begun are too selective for training.
 
 The first batches after λ was set are added up where the losses are, and looked at once, without
-waiting for a device.
+waiting for a device. The bounds were measured over the tasks of recipes/studies: see RESULTS.md.
 """
 
 from __future__ import annotations
 
+import math
 import sys
 import warnings
 
 import torch
 from torch import Tensor
 
-from .lam_rules import unreachable
+from .lam_rules import EffectiveSampleSize, unreachable
 from .rule_state import RuleState
 from .stats import Report
 
-LOOK = 20  # batches that are added up
-FEW = 0.1  # of a batch effective: fewer make a step of a handful of samples
-LONG = 3.0  # times as long a step as plain SGD's, which the learning rate was chosen for
+LOOK = 50  # batches that are added up
+# Least share of a batch that may be effective: for λ > 0, for λ > 0 with a kept loss, for λ < 0.
+SELECTIVE, SELECTIVE_KEPT, SELECTIVE_NEGATIVE = 0.7, 0.3, 0.5
+SAFE = 0.8  # the share that λ is advised for
 DROPPED = 0.05  # of the average weight: a class with less is hardly trained on
 CLASS_SAMPLES = 10  # of a class, before its share says anything
 
@@ -33,13 +35,23 @@ class Watch:
     def begin(self) -> None:
         """λ was set: the next batches are looked at."""
         self.batches = 0
-        self.total: Tensor | None = None  # of their reports
+        self.total: Tensor | None = None  # of their reports, and the λ that would be safe
         self.host: Tensor | None = None  # the same, on its way to the host
         self.arrived: torch.cuda.Event | None = None
         self.by_class: Tensor | None = None  # [2, C]: Σp and count of each class
 
-    def look(self, state: RuleState) -> None:
-        """Takes in the batch that ``state`` reports."""
+    def look(
+        self,
+        state: RuleState,
+        losses: Tensor | None = None,
+        mask: Tensor | None = None,
+        weight: Tensor | None = None,
+    ) -> None:
+        """Takes in the batch that ``state`` reports.
+
+        Args:
+            losses, mask, weight: as the operators take them: what advice is found from.
+        """
         if self.has_warned or self.batches > LOOK or _must_not_look(state.reports):
             return
         if self.batches < LOOK:
@@ -47,28 +59,29 @@ class Watch:
             self.total = last.clone() if self.total is None else self.total.add_(last)
             self.batches += 1
             if self.batches == LOOK:
-                self.host = self.total.to("cpu", non_blocking=True)
-                if self.total.is_cuda:
+                advice = _safe_lam(state, losses, mask, weight)
+                found = torch.cat([self.total / LOOK, advice.reshape(1)])
+                self.host = found.to("cpu", non_blocking=True)
+                if found.is_cuda:
                     self.arrived = torch.cuda.Event()
                     self.arrived.record()
         if self.host is not None and (self.arrived is None or self.arrived.query()):
-            mean = Report(*(self.host / LOOK).tolist())
+            *mean, advised = self.host.tolist()
             self.batches, self.total, self.host = LOOK + 1, None, None
-            self._judge(mean, state)
+            self._judge(Report(*mean), advised, state)
 
-    def _judge(self, mean: Report, state: RuleState) -> None:
-        length = mean.kappa * mean.weighted_loss / mean.mean_loss if mean.mean_loss > 0 else 1.0
-        effective = mean.effective_samples / mean.count
-        guarded = state.keep_loss or state.max_weight is not None
-        if not (length > LONG or (effective < FEW and not guarded)):
+    def _judge(self, mean: Report, advised: float, state: RuleState) -> None:
+        share, least = mean.effective_samples / mean.count, least_share(state)
+        if not share < least:
             return
         self.has_warned = True
+        larger = f", or λ = {advised:.2g}" if math.isfinite(advised) else ""
+        remedy = "" if state.is_negative else ", with keep_loss=True"
+        noisy = ", noisy=True" if state.is_negative else ""
         warnings.warn(
-            f"the weights leave {mean.effective_samples:.3g} of {mean.count:.4g} samples of a batch "
-            f"effective and make its step {length:.3g} times as long as plain SGD's (mean of the "
-            f"{LOOK} batches since λ was set): training may collapse. Choose "
-            "lam=EffectiveSampleSize(0.8) in place of a number for λ, and keep_loss=True, which "
-            "keeps the step's length",
+            f"the effective sample size was {share:.2g} of a batch over the first {LOOK} batches "
+            f"since λ was set; where it is below {least:g}, training often collapses. Set "
+            f"lam=EffectiveSampleSize({SAFE:g}{noisy}){larger}{remedy}",
             stacklevel=_outside(),
         )
 
@@ -115,6 +128,26 @@ class Watch:
         if sentence is not None:
             self.has_warned = True
             warnings.warn(sentence, stacklevel=_outside())
+
+
+def least_share(state: RuleState) -> float:
+    """The share of a batch that has to be effective; 0 where a rule or both guards see to it."""
+    if state.rule is not None or (state.keep_loss and state.max_weight is not None):
+        return 0.0
+    if state.is_negative:
+        return SELECTIVE_NEGATIVE
+    return SELECTIVE_KEPT if state.keep_loss or state.max_weight is not None else SELECTIVE
+
+
+def _safe_lam(
+    state: RuleState, losses: Tensor | None, mask: Tensor | None, weight: Tensor | None
+) -> Tensor:
+    """λ at which `SAFE` of these losses would be effective; ±∞ if nobody can tell."""
+    rule = EffectiveSampleSize(SAFE, noisy=state.is_negative)
+    lam = torch.full_like(state.lam, -math.inf if state.is_negative else math.inf)
+    if losses is not None:
+        torch.ops.absgd.follow_lam(losses, mask, weight, rule.to_tensor(lam.device), lam)
+    return lam
 
 
 def _classes(by_class: Tensor | None) -> int:

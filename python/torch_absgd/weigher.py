@@ -80,7 +80,7 @@ class Weigher:
                 own = torch.ops.absgd.batch_stats(losses, mask, weight, state.lam)
                 gathered = self.ranks.gather(own)
             rows = self.weigh_with(losses, mask, weight, gathered, ranks)
-        self.remember(rows)
+        self.remember(rows, losses, mask, weight)
         return rows
 
     def weigh_with(
@@ -104,12 +104,14 @@ class Weigher:
             self.state.move(device)
         return self.state
 
-    def remember(self, rows: Tensor) -> None:
+    def remember(
+        self, rows: Tensor, losses: Tensor, mask: Tensor | None, weight: Tensor | None
+    ) -> None:
         """Keeps the last batch's weights, and looks whether they are too selective."""
         self.rows, self._weights = rows, None
         if not self.is_frozen:
             self.state.has_history = True
-            self.watch.look(self.state)
+            self.watch.look(self.state, losses, mask, weight)
 
     def _follow_lam(self, losses: Tensor, mask: Tensor | None, weight: Tensor | None) -> None:
         """Moves λ to what this batch asks for, where it follows a rule."""

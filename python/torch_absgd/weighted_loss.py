@@ -129,5 +129,5 @@ def weigh_at_once(
         *state.constants(),
     )
     torch.autograd.graph.increment_version(written if state.rule is None else [lam, *written])
-    weigher.remember(rows)
+    weigher.remember(rows, losses, mask, None)
     return WithGradient.apply(input, total, grad)
