@@ -5,7 +5,6 @@ The schemas stand in ``csrc/register.cpp``; shapes and meanings in ``csrc/absgd.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -110,42 +109,4 @@ def _(lam_rule: Tensor, rows: Tensor, search: Tensor) -> None:
 
 @torch.library.register_fake("absgd::lam_update")
 def _(lam_rule: Tensor, search: Tensor, lam: Tensor) -> None:
-    return None
-
-
-@torch.library.register_fake("absgd::sgd_step_")
-def _(
-    params: Sequence[Tensor],
-    grads: Sequence[Tensor],
-    momenta: Sequence[Tensor],
-    fresh: bool,
-    lr: float,
-    lr_tensor: Tensor | None,
-    momentum: float,
-    dampening: float,
-    weight_decay: float,
-    nesterov: bool,
-    maximize: bool,
-    polyak: bool,
-    grad_scale: Tensor | None,
-    found_inf: Tensor | None,
-) -> None:
-    return None
-
-
-@torch.library.register_fake("absgd::sgd_step_table")
-def _(
-    table: Tensor,
-    anchor: Tensor,
-    lr: float,
-    lr_tensor: Tensor | None,
-    momentum: float,
-    dampening: float,
-    weight_decay: float,
-    nesterov: bool,
-    maximize: bool,
-    polyak: bool,
-    grad_scale: Tensor | None,
-    found_inf: Tensor | None,
-) -> None:
     return None
