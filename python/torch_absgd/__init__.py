@@ -20,14 +20,13 @@ from .losses import (
 )
 from .normed_linear import NormedLinear
 from .optimizer import ABSGD
-from .schedule import Damping, LamScheduler
+from .schedule import LamScheduler
 from .stage_two import freeze_except, unfreeze
 from .step_in_backward import step_in_backward
 
 __all__ = [
     "ABSGD",
     "AttentionalLoss",
-    "Damping",
     "DeferredWeights",
     "EffectiveSampleSize",
     "ImbalancedSubset",
