@@ -172,7 +172,7 @@ def test_milestone_0_leaves_a_loaded_target_alone(over, lam):
 
 
 class Wrapper:
-    """As Lightning's and torch.compile's: passes on what it is asked for, keeps what is assigned."""
+    """As Lightning's and torch.compile's: passes on what it is asked, keeps what is assigned."""
 
     def __init__(self, wrapped, name="optimizer"):
         self.__dict__["wrapped"] = wrapped

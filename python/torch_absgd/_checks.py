@@ -303,3 +303,14 @@ def _finite_or_infinite(name: str, lam: SupportsFloat) -> float:
     if value == 0 or math.isnan(value):
         raise ValueError(f"{name}: Invalid lam value: {value} (must be ≠ 0 and not NaN)")
     return value
+
+
+def check_module_names(names: tuple[str, ...], available: Iterable[str]) -> None:
+    """Raises ValueError unless ``names`` are some of ``available``. The message lists the upper two
+    levels of those: enough to choose from in the deepest network."""
+    listed = ", ".join(name for name in available if name.count(".") < 2)
+    if not names:
+        raise ValueError(f"names must name at least one module; available: {listed}")
+    for name in names:
+        if name not in available:
+            raise ValueError(f"Invalid name: {name!r}; available: {listed}")
