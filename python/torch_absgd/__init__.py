@@ -8,6 +8,7 @@ from .class_balance import (
     DeferredWeights,
     ImbalancedSubset,
     class_balanced_weights,
+    class_counts,
     long_tailed_counts,
     step_counts,
 )
@@ -38,6 +39,7 @@ __all__ = [
     "PerSampleLDAM",
     "PerSampleLogitAdjusted",
     "class_balanced_weights",
+    "class_counts",
     "freeze_except",
     "long_tailed_counts",
     "step_counts",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Set
+from collections.abc import Collection, Iterable, Mapping, Sequence, Set
 from numbers import Integral, Real
 from typing import Any, SupportsFloat, cast
 
@@ -166,7 +166,10 @@ def check_profile(n_max: object, num_classes: object, imbalance_ratio: object) -
     check_number("imbalance_ratio", imbalance_ratio, f"in [1, n_max = {n_max}]", is_allowed)
 
 
-def positive_counts(class_counts: object) -> Tensor:
+Counts = Sequence[int] | Mapping[int, int] | Tensor | Any  # Any: arrays and pandas' Series
+
+
+def positive_counts(class_counts: Counts) -> Tensor:
     """``class_counts`` as float64 [C] on the CPU: by class where they have keys or an index (a
     dict, a Counter, a pandas Series), else in their order.
 
@@ -201,7 +204,7 @@ def _counts(class_counts: Any) -> Tensor:
         class_counts = _values_by_class(dict(class_counts.items()))
     is_list = isinstance(class_counts, Iterable) and not isinstance(class_counts, (str, Set))
     # One by one: arrays of any byte order, stride and dtype give numbers that way.
-    values = list(class_counts) if is_list else [None]
+    values: list[Any] = list(class_counts) if is_list else [None]
     if values and isinstance(values[0], (list, tuple)):
         shape = (len(values), len(values[0]))
         raise ValueError(f"class_counts must have shape (C) with C ≥ 1, got shape {shape}")
@@ -223,8 +226,9 @@ def _values_by_class(counts: dict[Any, Any]) -> list[Any]:
 
 def is_scalar(value: object) -> bool:
     """Whether ``value`` is a real tensor without dimensions."""
-    is_real_tensor = isinstance(value, Tensor) and value.dtype is not torch.bool
-    return is_real_tensor and value.dim() == 0 and not value.is_complex() and not value.is_meta
+    if not isinstance(value, Tensor) or value.is_meta or value.dtype is torch.bool:
+        return False
+    return value.dim() == 0 and not value.is_complex()
 
 
 def check_labels(labels: object, size: int) -> Tensor:
@@ -255,6 +259,27 @@ def check_labels(labels: object, size: int) -> Tensor:
 
 def _listed(values: Any) -> list[Any]:
     return cast("list[Any]", values.tolist()) if hasattr(values, "tolist") else list(values)
+
+
+def check_no_class_missing(present: Tensor) -> None:
+    """Raises ValueError if a class has no sample; ``present`` counts them, [C]."""
+    missing = (present == 0).nonzero().flatten().tolist()
+    if missing:
+        raise ValueError(
+            f"targets must hold every class in [0, {len(present)}), got none of {missing}"
+        )
+
+
+def check_class_weight_buffer(criterion: object, name: object) -> str:
+    """Which buffer of ``criterion`` holds class weights: ``name``, or the one that it has."""
+    names = ("weight", "class_weight")
+    check_choice("name", name, (*names, None))
+    buffers = getattr(criterion, "_buffers", {})
+    found = [n for n in names if n in buffers and name in (n, None)]
+    if not found:
+        wanted = name or "weight (or class_weight, as AttentionalLoss)"
+        raise TypeError(f"criterion must have a buffer named {wanted}, got {criterion!r}")
+    return found[0]
 
 
 def check_class_weight(name: str, weight: object, shape: tuple[int, ...] | None) -> Tensor:
@@ -305,7 +330,7 @@ def _finite_or_infinite(name: str, lam: SupportsFloat) -> float:
     return value
 
 
-def check_module_names(names: tuple[str, ...], available: Iterable[str]) -> None:
+def check_module_names(names: tuple[str, ...], available: Collection[str]) -> None:
     """Raises ValueError unless ``names`` are some of ``available``. The message lists the upper two
     levels of those: enough to choose from in the deepest network."""
     listed = ", ".join(name for name in available if name.count(".") < 2)
