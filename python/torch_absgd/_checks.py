@@ -179,15 +179,25 @@ def positive_counts(class_counts: Counts) -> Tensor:
             the classes.
     """
     counts = _counts(class_counts)
+    return _check_counts(counts, counts > 0, "> 0")
+
+
+def nonnegative_counts(class_counts: Counts) -> Tensor:
+    """As `positive_counts`, where a class may be empty."""
+    counts = _counts(class_counts)
+    return _check_counts(counts, counts >= 0, "≥ 0")
+
+
+def _check_counts(counts: Tensor, is_allowed: Tensor, allowed: str) -> Tensor:
     if counts.dim() != 1 or counts.numel() == 0:
         raise ValueError(
             f"class_counts must have shape (C) with C ≥ 1, got shape {tuple(counts.shape)}"
         )
-    empty = ((counts <= 0) | ~counts.isfinite()).nonzero().flatten().tolist()
-    if empty:
+    wrong = (~is_allowed | ~counts.isfinite()).nonzero().flatten().tolist()
+    if wrong:
         raise ValueError(
-            f"class_counts must be finite and > 0, got {counts[empty].tolist()} for class(es) "
-            f"{empty}"
+            f"class_counts must be finite and {allowed}, got {counts[wrong].tolist()} for "
+            f"class(es) {wrong}"
         )
     return counts
 
@@ -339,3 +349,101 @@ def check_module_names(names: tuple[str, ...], available: Collection[str]) -> No
     for name in names:
         if name not in available:
             raise ValueError(f"Invalid name: {name!r}; available: {listed}")
+
+
+# ---- what is recorded and reported
+
+
+def is_integral(values: object) -> bool:
+    if not isinstance(values, Tensor):
+        return False
+    return not (values.is_floating_point() or values.is_complex() or values.dtype is torch.bool)
+
+
+def check_predictions(
+    prediction: object, target: object, groups: object = None, ignore_index: int = -100
+) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None]:
+    """(predicted classes, logits or None, targets, groups or None) of the N elements that count,
+    flat: int64 [N], [N, C], int64 [N], int64 [N], on the predictions' device.
+
+    Raises:
+        TypeError, ValueError: naming the argument.
+    """
+    for name, values in (("target", target), ("groups", groups)):
+        if not is_integral(values) and not (name == "groups" and values is None):
+            raise TypeError(f"{name} must be a tensor of integers, got {_kind(values)}")
+    if not isinstance(prediction, Tensor) or not (
+        prediction.is_floating_point() or is_integral(prediction)
+    ):
+        raise TypeError(f"prediction must be logits or integer classes, got {_kind(prediction)}")
+    target, logits = cast(Tensor, target), None
+    shape = tuple(prediction.shape)
+    if prediction.is_floating_point():
+        if prediction.dim() < 2 or shape[:1] + shape[2:] != tuple(target.shape):
+            raise ValueError(
+                f"prediction must be logits (N, C, …) for target's {tuple(target.shape)}, got "
+                f"{shape}"
+            )
+        logits = prediction.detach().movedim(1, -1).reshape(-1, shape[1])
+        predicted = logits.argmax(1)
+    elif shape != tuple(target.shape):
+        raise ValueError(f"prediction must have target's shape {tuple(target.shape)}, got {shape}")
+    else:
+        predicted = prediction.flatten().long()
+    target = target.flatten().to(predicted.device, torch.int64)
+    counts = target != ignore_index
+    if not bool(counts.any()):
+        raise ValueError("target must hold at least one element that counts")
+    if isinstance(groups, Tensor):
+        if groups.numel() != target.numel():
+            raise ValueError(
+                f"groups must hold one a target, {target.numel()}, got {groups.numel()}"
+            )
+        groups = groups.flatten().to(predicted.device, torch.int64)[counts]
+    predicted, target = predicted[counts], target[counts]
+    for name, labels in (("prediction", predicted), ("target", target), ("groups", groups)):
+        if isinstance(labels, Tensor) and int(labels.min()) < 0:
+            raise ValueError(f"{name} must be ≥ 0, got {int(labels.min())}")
+    return predicted, None if logits is None else logits[counts], target, cast(Any, groups)
+
+
+def _kind(value: object) -> str:
+    return str(value.dtype) if isinstance(value, Tensor) else str(type(value))
+
+
+def check_losses_and_weights(losses: object, weights: object) -> tuple[Tensor, Tensor]:
+    """Raises unless both are floating tensors of one shape."""
+    for name, values in (("losses", losses), ("weights", weights)):
+        if not isinstance(values, Tensor) or not values.is_floating_point():
+            raise TypeError(f"{name} must be a floating-point tensor, got {_kind(values)}")
+    losses, weights = cast(Tensor, losses), cast(Tensor, weights)
+    if weights.shape != losses.shape:
+        raise ValueError(
+            f"weights must have the losses' shape {tuple(losses.shape)}, got {tuple(weights.shape)}"
+        )
+    return losses, weights
+
+
+def check_record_update(
+    size: int, indices: object, losses: object, weights: object, capped: object
+) -> None:
+    """Raises unless these are a batch of a `SampleRecord` of ``size`` samples."""
+    losses, _ = check_losses_and_weights(losses, weights)
+    if not isinstance(indices, Tensor) or not is_integral(indices):
+        raise TypeError(f"indices must be a tensor of integers, got {_kind(indices)}")
+    if indices.shape != losses.shape:
+        raise ValueError(
+            f"indices must have the losses' shape {tuple(losses.shape)}, got {tuple(indices.shape)}"
+        )
+    if capped is not None:
+        if not isinstance(capped, Tensor) or capped.dtype is not torch.bool:
+            raise TypeError(f"capped must be a bool tensor, got {_kind(capped)}")
+        if capped.shape != losses.shape:
+            raise ValueError(
+                f"capped must have the losses' shape {tuple(losses.shape)}, got "
+                f"{tuple(capped.shape)}"
+            )
+    if indices.device.type == "cpu" and indices.numel() > 0:
+        low, high = int(indices.min()), int(indices.max())
+        if low < 0 or high >= size:
+            raise IndexError(f"indices must be in [0, {size}), got {low if low < 0 else high}")
