@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from . import _checks
 from .collective import Collective, ProcessGroup
+from .lam_rules import LamRule
 from .losses import PerSampleLoss
 from .optimizer import ABSGD
 from .rule_state import CONSTANTS, TENSORS, Lam, RuleState, described
@@ -240,6 +241,11 @@ class AttentionalLoss(nn.Module):
     @lam.setter
     def lam(self, value: Lam) -> None:
         self.weigher.set_lam(value)
+
+    @property
+    def lam_rule(self) -> LamRule | None:
+        """As `ABSGD.lam_rule`."""
+        return self.weigher.state.rule
 
     @property
     def log_s(self) -> Tensor:

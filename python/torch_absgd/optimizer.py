@@ -17,6 +17,7 @@ from . import _checks
 from .collective import Collective, ProcessGroup
 from .fused_step import MOMENTUM_KEYS, FusedStep
 from .group_state import agreed, convert_momentum, same
+from .lam_rules import LamRule
 from .rule_state import TENSORS, Lam, RuleState, checked_entries, described
 from .stats import Stats
 from .torch_step import torch_step
@@ -229,6 +230,11 @@ class ABSGD(SGD):
     def lam(self, value: Lam) -> None:
         self._adopt()
         self.weigher.set_lam(value)
+
+    @property
+    def lam_rule(self) -> LamRule | None:
+        """The `EffectiveSampleSize` or `KLRadius` that finds λ; None where λ is a number."""
+        return self.weigher.state.rule
 
     @property
     def log_s(self) -> Tensor:
