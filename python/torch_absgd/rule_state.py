@@ -143,7 +143,7 @@ class RuleState:
                 setattr(self, name, value)
             else:
                 getattr(self, name).copy_(value)
-        self.rule = LamRule.from_tensor(self.lam_rule) if bool(self.lam_rule.any()) else None
+        self.rule = LamRule.from_tensor(self.lam_rule)
         self.is_negative = bool(self.lam < 0)
         self.has_history = False
 
