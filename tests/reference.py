@@ -69,9 +69,7 @@ class Algorithm1:
 
     def _guarded(self, losses: list[float], weight: list[float]) -> float:
         plain = math.fsum(w * abs(v) for w, v in zip(weight, losses, strict=True))
-        weighted = math.fsum(
-            w * p * abs(v) for w, p, v in zip(weight, self.p, losses, strict=True)
-        )
+        weighted = math.fsum(w * p * abs(v) for w, p, v in zip(weight, self.p, losses, strict=True))
         self.kappa = min(1.0, plain / weighted) if self.keep_loss and weighted > 0 else 1.0
         cap = math.inf if math.isinf(self.lam) else self.max_weight
         self.weights = [min(self.kappa * p, cap) for p in self.p]

@@ -187,7 +187,11 @@ def test_lam_and_log_s_are_copies() -> None:
 BAD = [
     ({"class_weight": [1.0]}, TypeError, "class_weight must be a floating-point tensor"),
     ({"class_weight": torch.ones(2, 2)}, ValueError, r"class_weight must have shape \(C\)"),
-    ({"class_weight": torch.tensor([1.0, -1.0])}, ValueError, "class_weight must be finite and ≥ 0"),
+    (
+        {"class_weight": torch.tensor([1.0, -1.0])},
+        ValueError,
+        "class_weight must be finite and ≥ 0",
+    ),
     ({"class_weight": torch.tensor([math.nan])}, ValueError, "class_weight must be finite and ≥ 0"),
     ({"max_weight": 0.5}, ValueError, r"Invalid max_weight value: 0.5 \(must be finite and ≥ 1"),
     ({"max_weight": math.inf}, ValueError, "Invalid max_weight value: inf"),

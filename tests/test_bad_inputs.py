@@ -128,7 +128,11 @@ RULE: Rows = [
     ({"process_group": "all"}, ValueError, "Invalid process_group value: 'all' .*'local'"),
 ]
 FORM: Rows = [
-    ({"momentum_form": "nag"}, ValueError, r"Invalid momentum_form value: 'nag' \(must be one of \('torch'"),
+    (
+        {"momentum_form": "nag"},
+        ValueError,
+        r"Invalid momentum_form value: 'nag' \(must be one of \('torch'",
+    ),
     ({"momentum_form": 1}, ValueError, "Invalid momentum_form value: 1"),
 ]
 

@@ -27,4 +27,6 @@ def test_loads_and_goes_on(release: str, name: str) -> None:
     run.load(saved["state"])
     run.train(BEFORE, BEFORE + AFTER)
     for key, value in run.result().items():
-        torch.testing.assert_close(value, saved["later"][key], rtol=1e-11, atol=1e-13, equal_nan=True)
+        torch.testing.assert_close(
+            value, saved["later"][key], rtol=1e-11, atol=1e-13, equal_nan=True
+        )

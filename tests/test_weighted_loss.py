@@ -181,10 +181,13 @@ def test_compiles() -> None:
 
 def test_opcheck() -> None:
     logits, target = batch(torch.float32, 0, True)
-    state = ta.AttentionalLoss(ta.PerSampleCrossEntropy(), lam=1.0).attention._state()
-    tensors = (state["lam"], state["log_s"].fill_(0.5), state["log_s_lam"], state["reports"])
-    arguments = (logits.detach(), target, None, None, None, 1.0, 0.0, 0.0, -100)
+    weigher = ta.AttentionalLoss(
+        ta.PerSampleCrossEntropy(), lam=ta.EffectiveSampleSize(0.7), max_weight=2.0, keep_loss=True
+    ).weigher
+    tensors = [t.nan_to_num(1.0, posinf=1.0) for t in weigher.state.normaliser()]
+    options = (None, None, None, 1.0, 0.0, 0.0, -100)
+    base = (target % 2 == 0, torch.rand(12), torch.rand(5), weigher.state.lam_rule)
     torch.library.opcheck(
         torch.ops.absgd.weighted_softmax_loss.default,
-        (*arguments, *(t.nan_to_num(1.0) for t in tensors), 0.9, 1.0, math.nan),
+        (logits.detach(), target, *options, *base, *tensors, *weigher.state.constants()),
     )

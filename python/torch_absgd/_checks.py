@@ -121,19 +121,19 @@ def check_mask_and_weight(
     if mask is not None:
         if not isinstance(mask, Tensor) or mask.dtype is not torch.bool:
             raise TypeError(
-                f"mask must be a bool tensor, True where a loss counts, got {_kind(mask)}"
+                f"mask must be a bool tensor, True where a loss counts, got {_type_of(mask)}"
             )
         _check_alike("mask", mask, shape, device)
     if weight is not None:
         if not isinstance(weight, Tensor) or not weight.is_floating_point():
-            raise TypeError(f"weight must be a floating-point tensor, got {_kind(weight)}")
+            raise TypeError(f"weight must be a floating-point tensor, got {_type_of(weight)}")
         _check_alike("weight", weight, shape, device)
         if device.type == "cpu" and not torch.compiler.is_compiling():
             read = weight.detach() if mask is None else weight.detach()[mask]
             _check_nonnegative("weight", read)
 
 
-def _kind(value: object) -> object:
+def _type_of(value: object) -> object:
     return value.dtype if isinstance(value, Tensor) else type(value)
 
 
@@ -170,12 +170,12 @@ def check_criterion(criterion: object) -> None:
         )
 
 
-def check_class_weight(class_weight: object) -> None:
+def check_base_weight(class_weight: object) -> None:
     if class_weight is None:
         return
     if not isinstance(class_weight, Tensor) or not class_weight.is_floating_point():
         raise TypeError(
-            f"class_weight must be a floating-point tensor of shape (C), got {_kind(class_weight)}"
+            f"class_weight must be a floating-point tensor of shape (C), got {_type_of(class_weight)}"
         )
     if class_weight.dim() != 1 or class_weight.numel() == 0:
         raise ValueError(
@@ -185,8 +185,11 @@ def check_class_weight(class_weight: object) -> None:
         _check_nonnegative("class_weight", class_weight)
 
 
-def check_class_target(class_weight: Tensor, target: object, losses: Tensor) -> None:
-    """Raises unless ``target`` says the class of each loss, by index or by probabilities."""
+def check_class_target(
+    class_weight: Tensor, target: object, losses: Tensor, mask: Tensor | None
+) -> None:
+    """Raises unless ``target`` says the class of each loss, by index or by probabilities. Indices
+    on a device are not looked at."""
     if not isinstance(target, Tensor):
         raise TypeError(f"class_weight needs target to be a tensor of classes, got {type(target)}")
     classes = len(class_weight)
@@ -201,12 +204,18 @@ def check_class_target(class_weight: Tensor, target: object, losses: Tensor) -> 
             f"class_weight needs one class index a loss, of shape {tuple(losses.shape)}, got "
             f"{tuple(target.shape)} of {target.dtype}"
         )
+    elif target.device.type == "cpu" and not torch.compiler.is_compiling():
+        outside = target >= classes if mask is None else (target >= classes) & mask
+        if bool(outside.any()):
+            raise ValueError(
+                f"class_weight has {classes} classes, got target {target[outside][0].item()}"
+            )
 
 
 def tensors(name: str, values: object) -> list[Tensor]:
     """``values`` as a list; raises TypeError unless all of them are tensors."""
     if isinstance(values, Tensor) or not isinstance(values, Iterable):
-        raise TypeError(f"{name} must be several tensors, got {_kind(values)}")
+        raise TypeError(f"{name} must be several tensors, got {_type_of(values)}")
     found = list(values)
     for value in found:
         if not isinstance(value, Tensor):

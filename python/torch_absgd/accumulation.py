@@ -19,7 +19,6 @@ from . import _ops
 from .collective import Collective
 from .rule_state import RuleState
 
-
 # Of absgd_stats: B, max z, and Σw, Σwe, Σwe².
 COUNT, MAX, SUMS = 0, 3, [2, 4, 5]
 

@@ -17,8 +17,8 @@ from .losses import PerSampleLoss
 from .optimizer import ABSGD
 from .rule_state import CONSTANTS, TENSORS, Lam, RuleState, described
 from .stats import Stats
-from .weighted_loss import can_weigh_at_once, weigh_at_once
 from .weigher import Weigher, plain_mean
+from .weighted_loss import can_weigh_at_once, weigh_at_once
 
 
 class AttentionState(nn.Module):
@@ -127,7 +127,7 @@ class AttentionalLoss(nn.Module):
         process_group: ProcessGroup | Literal["local"] | None = None,
     ) -> None:
         _checks.check_criterion(criterion)
-        _checks.check_class_weight(class_weight)
+        _checks.check_base_weight(class_weight)
         rule = {
             "lam": lam,
             "gamma": gamma,
@@ -193,7 +193,7 @@ class AttentionalLoss(nn.Module):
         if not_ignored is not None:
             mask = not_ignored if mask is None else mask & not_ignored
         if self.class_weight is not None:
-            base = gathered(self.class_weight, target, losses)
+            base = gathered(self.class_weight, target, losses, mask)
             weight = base if weight is None else weight * base
         total = self.weigh(losses, mask, weight)
         if self.training:
@@ -308,10 +308,10 @@ def counted(criterion: Any, target: Any) -> Tensor | None:
     return mask
 
 
-def gathered(class_weight: Tensor, target: Any, losses: Tensor) -> Tensor:
+def gathered(class_weight: Tensor, target: Any, losses: Tensor, mask: Tensor | None) -> Tensor:
     """The base measure of each sample: w_y for class indices (1 where they are ignored, which is
     masked), Σ_c w_c q_c for class probabilities of shape (N, C, …)."""
-    _checks.check_class_target(class_weight, target, losses)
+    _checks.check_class_target(class_weight, target, losses, mask)
     if target.is_floating_point():
         if target.dim() == 1:
             return target.to(class_weight.dtype) @ class_weight

@@ -3,15 +3,82 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from operator import is_
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from . import _checks
 from .fused_step import MOMENTUM_KEYS
-from .rule_state import CONSTANTS, TENSORS
+from .rule_state import CONSTANTS, TENSORS, checked_entries
 
 OPTIMIZER_WIDE = (*TENSORS, *CONSTANTS, "momentum_form")
+
+
+Groups = list[dict[str, Any]]
+
+
+def carry(groups: Groups, wide: Mapping[str, Any]) -> bool:
+    """Whether every group holds these very objects."""
+    names, values = [*wide], [*wide.values()]
+    return all(all(map(is_, map(group.get, names), values)) for group in groups)
+
+
+def taken_back(groups: Groups, wide: Mapping[str, Any]) -> dict[str, Any]:
+    """What somebody has set in ``groups`` other than ``wide``, which they hold again afterwards: an
+    error in what was set leaves nothing behind.
+
+    Raises:
+        ValueError: the groups disagree, or it is what cannot change.
+    """
+    try:
+        new = agreed(groups, wide)
+    finally:
+        for group in groups:
+            group.update(wide)
+    if "momentum_form" in new:
+        raise ValueError("momentum_form cannot change: it is given at construction")
+    return new
+
+
+def check_group_entries(group: Mapping[str, Any], wide: Mapping[str, Any]) -> None:
+    """Raises if a new group names another value of what is the whole optimizer's."""
+    for name, value in wide.items():
+        if name in group and not same(group[name], value):
+            raise ValueError(
+                f"{name} is the whole optimizer's: a parameter group may not set it to "
+                f"{group[name]} (it is {value})"
+            )
+
+
+def loadable(state: dict[str, Any], defaults: dict[str, Any], own_form: str) -> dict[str, Any]:
+    """The optimizer-wide entries of a loaded state, checked; momentum of the other form than
+    ``own_form`` is converted within it.
+
+    Raises:
+        ValueError, TypeError: the groups disagree, or an entry is not allowed.
+    """
+    loaded = agreed(state["param_groups"], {})
+    form = loaded.pop("momentum_form", "torch")
+    _checks.check_choice("momentum_form", form, tuple(MOMENTUM_KEYS))
+    checked_entries(loaded)
+    for group in state["param_groups"]:
+        _checks.check_group({**defaults, **group, "momentum_form": own_form})
+    if form != own_form:
+        convert_momentum(state, form, own_form)
+    return loaded
+
+
+def listed(groups: Groups) -> str:
+    """SGD's hyper-parameters of each group, as torch's optimizers print them."""
+    lines = [""]
+    for i, group in enumerate(groups):
+        lines.append(f"Parameter Group {i}")
+        names = sorted(group.keys() - {"params", "keep_loss", "max_weight", *TENSORS})
+        lines += [f"    {name}: {group[name]}" for name in names]
+    return "\n".join([*lines, ""])
 
 
 def same(a: object, b: object) -> bool:
@@ -26,7 +93,7 @@ def same(a: object, b: object) -> bool:
     return a == b or both_nan
 
 
-def agreed(groups: list[dict[str, Any]], known: dict[str, Any]) -> dict[str, Any]:
+def agreed(groups: Groups, known: Mapping[str, Any]) -> dict[str, Any]:
     """The optimizer-wide entries of ``groups`` that differ from ``known``.
 
     Raises:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
-from operator import is_
 from typing import Any, Literal
 
 import torch
@@ -16,9 +15,9 @@ from torch.optim.optimizer import ParamsT
 from . import _checks
 from .collective import Collective, ProcessGroup
 from .fused_step import MOMENTUM_KEYS, FusedStep
-from .group_state import agreed, convert_momentum, same
+from .group_state import carry, check_group_entries, listed, loadable, taken_back
 from .lam_rules import LamRule
-from .rule_state import TENSORS, Lam, RuleState, checked_entries, described
+from .rule_state import Lam, RuleState, described
 from .stats import Stats
 from .torch_step import torch_step
 from .weigher import Weigher
@@ -136,30 +135,16 @@ class ABSGD(SGD):
         if torch.compiler.is_compiling():
             return
         wide = self._wide()
-        names, values = [*wide], [*wide.values()]
-        if all(all(map(is_, map(g.get, names), values)) for g in self.param_groups):
-            return
-        new = agreed(self.param_groups, wide)
-        for group in self.param_groups:  # so that an error below leaves no other value behind
-            group.update(wide)
-        if "momentum_form" in new:
-            raise ValueError("momentum_form cannot change: it is given at construction")
-        if "lam" in new:
-            self.weigher.set_lam(new.pop("lam"))
-        self.weigher.state.load(new)
-        self._publish()
+        if not carry(self.param_groups, wide):
+            self.weigher.change(taken_back(self.param_groups, wide))
+            self._publish()
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """As `torch.optim.Optimizer.add_param_group`. The group may name SGD's hyper-parameters;
         another value of λ or what else is the whole optimizer's is an error."""
         if isinstance(param_group, dict):
             wide = self._wide()
-            for name, value in wide.items():
-                if name in param_group and not same(param_group[name], value):
-                    raise ValueError(
-                        f"{name} is the whole optimizer's: a parameter group may not set it to "
-                        f"{param_group[name]} (it is {value})"
-                    )
+            check_group_entries(param_group, wide)
             param_group = {**param_group, **wide}
             _checks.check_group({**self.defaults, **param_group})
         super().add_param_group(param_group)
@@ -421,15 +406,7 @@ class ABSGD(SGD):
             self.weigher = Weigher(rule, ranks)
             self.weigher.forget()
         else:
-            wide = self._wide()
-            loaded = agreed(state["param_groups"], {})
-            form = loaded.pop("momentum_form", "torch")
-            _checks.check_choice("momentum_form", form, tuple(MOMENTUM_KEYS))
-            checked_entries(loaded)
-            for group in state["param_groups"]:
-                _checks.check_group({**self.defaults, **group, "momentum_form": wide["momentum_form"]})
-            if form != self.momentum_form:
-                convert_momentum(state, form, self.momentum_form)
+            loaded = loadable(state, self.defaults, self.momentum_form)
             super().__setstate__(state)
             self.weigher.state.load(loaded)
             self.weigher.forget()
@@ -437,9 +414,4 @@ class ABSGD(SGD):
         self._fused = [FusedStep() for _ in self.param_groups]
 
     def __repr__(self) -> str:
-        lines = [f"{type(self).__name__} ({described(self.weigher.state)}"]
-        for i, group in enumerate(self.param_groups):
-            lines.append(f"Parameter Group {i}")
-            names = sorted(group.keys() - {"params", "keep_loss", "max_weight", *TENSORS})
-            lines += [f"    {name}: {group[name]}" for name in names]
-        return "\n".join([*lines, ")"])
+        return f"{type(self).__name__} ({described(self.weigher.state)}{listed(self.param_groups)})"

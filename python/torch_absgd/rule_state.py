@@ -53,7 +53,9 @@ class RuleState:
         self.lam = _scalar(math.inf)
         self.log_s = _scalar(self.initial_log_s)
         self.log_s_lam = _scalar(math.inf)
-        self.reports = torch.full((2, _ops.REPORT_SIZE), math.nan, dtype=torch.float64, device="cpu")
+        self.reports = torch.full(
+            (2, _ops.REPORT_SIZE), math.nan, dtype=torch.float64, device="cpu"
+        )
         self.lam_rule = torch.zeros(_ops.LAM_RULE_SIZE, dtype=torch.float64, device="cpu")
         self.rule: LamRule | None = None  # lam_rule, and λ's sign, known without asking a device
         self.is_negative = False

@@ -26,7 +26,9 @@ class StepInBackward:
         self._opt = weakref.ref(opt, lambda _: self.remove())  # the parameters hold the hooks
         self._has_begun = False
         self._batch = 0  # scalars of `weigh` so far
-        self._stepped: dict[int, int] = {}  # a parameter's number: the batch that it last stepped in
+        self._stepped: dict[
+            int, int
+        ] = {}  # a parameter's number: the batch that it last stepped in
         self._handles: list[Any] = [opt.register_step_pre_hook(self._check_scaler)]
         for group in opt.param_groups:
             for p in group["params"]:

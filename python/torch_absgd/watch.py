@@ -38,6 +38,7 @@ class Watch:
         self.total: Tensor | None = None  # of their reports, and the λ that would be safe
         self.host: Tensor | None = None  # the same, on its way to the host
         self.arrived: torch.cuda.Event | None = None
+        self.class_batches = 0
         self.by_class: Tensor | None = None  # [2, C]: Σp and count of each class
 
     def look(
@@ -92,7 +93,7 @@ class Watch:
             weights: p of the batch; 0 where a sample does not count.
             target: int64 class indices in the weights' shape; negative where ignored.
         """
-        if not state.is_negative or self.has_named or not 0 < self.batches <= LOOK:
+        if not state.is_negative or self.has_named or self.class_batches == LOOK:
             return
         if target.device.type != "cpu" or target.numel() == 0:  # asked where nobody has to wait
             return
@@ -104,7 +105,8 @@ class Watch:
         if self.by_class is not None:
             grown[:, : self.by_class.shape[1]] = self.by_class
         self.by_class = grown.index_add_(1, classes, rows)
-        if self.batches < LOOK:
+        self.class_batches += 1
+        if self.class_batches < LOOK:
             return
         p, n = self.by_class
         share = (p / n) / (p.sum() / n.sum())

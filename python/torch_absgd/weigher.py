@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ from torch import Tensor
 from . import _checks, _ops
 from .accumulation import Accumulation
 from .collective import Collective
-from .rule_state import Lam, RuleState
+from .rule_state import Lam, RuleState, checked_entries
 from .stats import Stats
 from .watch import Watch
 
@@ -79,22 +79,25 @@ class Weigher:
             if ranks > 1:
                 own = torch.ops.absgd.batch_stats(losses, mask, weight, state.lam)
                 gathered = self.ranks.gather(own)
-            rows = self.weigh_with(losses, mask, weight, gathered, ranks)
+            rows = self._weigh_with(losses, mask, weight, gathered, ranks)
         self.remember(rows, losses, mask, weight)
         return rows
 
-    def weigh_with(
+    def _weigh_with(
         self,
         losses: Tensor,
         mask: Tensor | None,
         weight: Tensor | None,
         gathered: Tensor | None,
         ranks: int,
+        gamma: float | None = None,
     ) -> Tensor:
         """The operator, on the ranks' statistics or, for one process, on these losses."""
         written = self.state.normaliser()
+        own_gamma, *constants = self.state.constants()
+        gamma = own_gamma if gamma is None else gamma
         out: Tensor = torch.ops.absgd.weigh(
-            losses, mask, weight, gathered, *written, *self.state.constants(), ranks
+            losses, mask, weight, gathered, *written, gamma, *constants, ranks
         )
         torch.autograd.graph.increment_version(written[1:])  # operators leave it to their caller
         return out
@@ -135,8 +138,8 @@ class Weigher:
         pass again within the backward pass: log_s has taken the batch in already."""
         rows = self.rows
         if rows is not None and rows.shape[1:] == losses.shape:
-            with self.state.restored():
-                again = self.weigh_with(losses, mask, weight, None, 1)[0]
+            with self.state.restored():  # so small a γ leaves log_s as it is
+                again = self._weigh_with(losses, mask, weight, None, 1, gamma=1e-300)[0]
             # Another batch than the last one is noticed where no device has to be waited for.
             if losses.device.type != "cpu" or self.ranks.world_size() > 1 or _alike(again, rows[0]):
                 return rows
@@ -166,6 +169,13 @@ class Weigher:
         self.check_no_micro_batches("lam cannot change")
         self.state.restart(lam)
         self.watch.begin()
+
+    def change(self, entries: dict[str, Any]) -> None:
+        """Assigns λ and constants by name."""
+        checked_entries(entries)
+        if "lam" in entries:
+            self.set_lam(entries["lam"])
+        self.state.load({k: v for k, v in entries.items() if k not in ("lam", "log_s_lam")})
 
     @property
     def weights(self) -> Tensor | None:
@@ -273,8 +283,18 @@ def base_measure(weight: Tensor | None, losses: Tensor) -> Tensor | None:
 
 
 def is_recomputing() -> bool:
-    """Whether this runs within a backward pass, as what was checkpointed does."""
-    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
+    """Whether activation checkpointing runs the forward pass again, within the backward pass. Its
+    reentrant form does not count: there the first run is without grad mode, an evaluation."""
+    return is_checkpointing() and torch._C._current_graph_task_id() != -1
+
+
+def is_checkpointing() -> bool:
+    """Whether somebody takes charge of the tensors that are saved for the backward pass, as
+    activation checkpointing does: both of its runs have to save the same."""
+    return (
+        not torch.compiler.is_compiling()
+        and torch._C._autograd._top_saved_tensors_default_hooks(False) is not None
+    )
 
 
 def _alike(a: Tensor, b: Tensor) -> bool:

@@ -14,17 +14,9 @@ from torch import Tensor
 
 from ._loss_ops import DifferentiatedOnce, arithmetic_type
 from .losses import PerSampleLoss
-from .weigher import Weigher, base_measure, is_recomputing
+from .weigher import Weigher, is_checkpointing
 
 AT_ONCE = 2**20  # logits; of more, what has left the cache costs more than what is saved
-N_OPTIONS = 7  # weight, margin, offset, scale, focal_gamma, label_smoothing, ignore_index
-
-
-@torch.library.register_fake("absgd::weighted_softmax_loss")
-def _(logits: Tensor, target: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    losses, _ = torch.ops.absgd.softmax_loss(logits, target, *rest[:N_OPTIONS])
-    grad = torch.empty_like(logits, memory_format=torch.contiguous_format)
-    return losses.new_empty(()), losses, losses.new_empty((2, *losses.shape)), grad
 
 
 class WithGradient(torch.autograd.Function):
@@ -67,7 +59,7 @@ def can_weigh_at_once(criterion: Any, input: Any, target: Any, weigher: Weigher)
         and weigher.stepper is None
         and not weigher.is_frozen
         and weigher.ranks.world_size() == 1
-        and not is_recomputing()
+        and not is_checkpointing()
     )
 
 
