@@ -268,3 +268,52 @@ def _(
     )
     grad = torch.empty_like(logits, memory_format=torch.contiguous_format)
     return losses.new_empty(()), losses, _weights_like(losses), grad
+
+
+@torch.library.register_fake("absgd::weighted_softmax_loss")
+def _(
+    logits: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    margin: Tensor | None,
+    offset: Tensor | None,
+    scale: float,
+    focal_gamma: float,
+    label_smoothing: float,
+    ignore_index: int,
+    mask: Tensor | None,
+    base_weight: Tensor | None,
+    class_weight: Tensor | None,
+    lam_rule: Tensor | None,
+    lam: Tensor,
+    log_s: Tensor,
+    log_s_lam: Tensor,
+    reports: Tensor,
+    gamma: float,
+    alpha: float,
+    s_init: float,
+    max_weight: float,
+    keep_loss: bool,
+    bounded: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    options = (weight, margin, offset, scale, focal_gamma, label_smoothing, ignore_index)
+    losses, _ = torch.ops.absgd.softmax_loss(logits, target, *options)
+    _check_batch(losses, mask, base_weight)
+    if class_weight is not None:
+        classes = logits.shape[0 if logits.dim() == 1 else 1]
+        _check(
+            class_weight.shape == (classes,) and class_weight.dtype is losses.dtype,
+            f"class_weight must be {classes} value(s) of {losses.dtype}, "
+            f"got {tuple(class_weight.shape)} of {class_weight.dtype}",
+        )
+        _check_device(losses, "class_weight", class_weight)
+    _check_doubles(
+        losses,
+        lam_rule=(lam_rule, LAM_RULE_SIZE),
+        lam=(lam, 1),
+        log_s=(log_s, 1),
+        log_s_lam=(log_s_lam, 1),
+        reports=(reports, 2 * REPORT_SIZE),
+    )
+    grad = torch.empty_like(logits, memory_format=torch.contiguous_format)
+    return losses.new_empty(()), losses, _weights_like(losses), grad
