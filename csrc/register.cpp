@@ -22,17 +22,6 @@ template <class Work> void for_chunks(int64_t n, const Work &work) {
                                 });
 }
 
-/* work(i, n) for pieces [i, i + n) of a batch, by torch's threads. */
-template <class Work> void for_chunks(int64_t n, const Work &work) {
-    torch::stable::parallel_for(0, chunks(n, ABSGD_STATS_CHUNK), 1,
-                                [&](int64_t begin, int64_t end) {
-                                    for (int64_t row = begin; row < end; row++) {
-                                        const int64_t i = row * ABSGD_STATS_CHUNK;
-                                        work(i, std::min<int64_t>(ABSGD_STATS_CHUNK, n - i));
-                                    }
-                                });
-}
-
 absgd_stats stats_of(const Losses &batch, const double *lam) {
     std::vector<absgd_stats> rows(chunks(batch.n, ABSGD_STATS_CHUNK));
     for_chunks(batch.n, [&](int64_t i, int64_t n) {

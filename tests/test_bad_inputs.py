@@ -131,7 +131,7 @@ FORM: Rows = [
     (
         {"momentum_form": "nag"},
         ValueError,
-        r"Invalid momentum_form value: 'nag' \(must be one of \('torch'",
+        r"Invalid momentum_form value: 'nag' \(must be one of",
     ),
     ({"momentum_form": 1}, ValueError, "Invalid momentum_form value: 1"),
 ]

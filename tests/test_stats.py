@@ -16,7 +16,7 @@ def make(lam: float) -> ABSGD:
 
 
 def expected_report(reference: Algorithm1, losses: list[float]) -> list[float]:
-    """count, mean loss, weighted loss, objective, max weight, effective samples, batches, κ, capped."""
+    """The fields of a report without guards."""
     weighted = reference.weigh(losses)
     mean = math.fsum(losses) / len(losses)
     p = reference.p

@@ -175,7 +175,8 @@ def check_base_weight(class_weight: object) -> None:
         return
     if not isinstance(class_weight, Tensor) or not class_weight.is_floating_point():
         raise TypeError(
-            f"class_weight must be a floating-point tensor of shape (C), got {_type_of(class_weight)}"
+            "class_weight must be a floating-point tensor of shape (C), got "
+            f"{_type_of(class_weight)}"
         )
     if class_weight.dim() != 1 or class_weight.numel() == 0:
         raise ValueError(

@@ -40,7 +40,7 @@ class Collective:
         return rows
 
     def start_gather(self, own: Tensor) -> tuple[Tensor, Any]:
-        """As `gather`; the rows are there once the work that is returned too has been waited for."""
+        """As `gather`; the rows are there once the work, returned too, has been waited for."""
         rows = own.new_empty(self.world_size() * own.numel())
         work = dist.all_gather_into_tensor(rows, own, group=self.group(), async_op=True)
         return rows, work

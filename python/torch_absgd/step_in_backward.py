@@ -26,9 +26,7 @@ class StepInBackward:
         self._opt = weakref.ref(opt, lambda _: self.remove())  # the parameters hold the hooks
         self._has_begun = False
         self._batch = 0  # scalars of `weigh` so far
-        self._stepped: dict[
-            int, int
-        ] = {}  # a parameter's number: the batch that it last stepped in
+        self._stepped: dict[int, int] = {}  # a parameter's number: its last step's batch
         self._handles: list[Any] = [opt.register_step_pre_hook(self._check_scaler)]
         for group in opt.param_groups:
             for p in group["params"]:
@@ -121,7 +119,8 @@ def step_in_backward(opt: ABSGD) -> StepInBackward:
     non-finite loss is stepped too: look at the loss before ``backward()``.
 
     Returns:
-        a handle whose ``remove()`` restores the ordinary ``opt.step()``; it does not keep ``opt`` alive.
+        a handle whose ``remove()`` restores the ordinary ``opt.step()``. It does not keep ``opt``
+        alive.
 
     Raises:
         TypeError: ``opt`` is not an `ABSGD`.
@@ -135,7 +134,7 @@ def step_in_backward(opt: ABSGD) -> StepInBackward:
         raise RuntimeError("step_in_backward: this optimizer steps in the backward pass already")
     if opt.weigher.accumulation is not None:
         raise RuntimeError(
-            "step_in_backward: micro-batches wait to be made a step: call opt.step() or opt.discard()"
+            "step_in_backward: micro-batches wait to be made a step: call opt.step() or discard()"
         )
     if any(group["differentiable"] for group in opt.param_groups):
         raise RuntimeError("step_in_backward cannot go with differentiable=True")

@@ -116,7 +116,7 @@ class Watch:
             self.has_named = True
             warnings.warn(
                 f"λ < 0 gives class(es) {dropped} less than {DROPPED:.0%} of the average weight: "
-                "all of their samples are taken for wrongly labelled, and they will not be learned. "
+                "their samples are all taken for wrongly labelled, and will not be learned. "
                 "Choose a larger |λ|, or EffectiveSampleSize(0.8, noisy=True); and class weights "
                 "as class_weight=, not in the criterion",
                 stacklevel=_outside(),
