@@ -248,6 +248,10 @@ def _(
     bounded: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     options = (weight, margin, offset, scale, focal_gamma, label_smoothing, ignore_index)
+    per_class = {"weight": weight, "margin": margin, "offset": offset, "class_weight": class_weight}
+    for name, tensor in {"target": target, **per_class}.items():
+        if tensor is not None:
+            _check_device(logits, name, tensor)
     losses, _ = torch.ops.absgd.softmax_loss(logits, target, *options)
     _check_batch(losses, mask, base_weight)
     if class_weight is not None:
@@ -257,7 +261,6 @@ def _(
             f"class_weight must be {classes} value(s) of {losses.dtype}, "
             f"got {tuple(class_weight.shape)} of {class_weight.dtype}",
         )
-        _check_device(losses, "class_weight", class_weight)
     _check_doubles(
         losses,
         lam_rule=(lam_rule, LAM_RULE_SIZE),
