@@ -249,7 +249,7 @@ BAD_CALLS: list[tuple[str, tuple, str]] = [
         step_arguments(momenta=[torch.ones(6), torch.ones(2, 3).double()]),
         r"momenta\[1\] must have the dtype, shape and device of params\[1\]",
     ),
-    ("sgd_step_", step_arguments(torch.int64), "params must be float32"),
+    ("sgd_step_", step_arguments(torch.int64), r"params\[0\] must be float32"),
     ("sgd_step_", step_arguments(momentum=-0.1), "absgd::sgd_step_: a hyper-parameter"),
     ("sgd_step_", step_arguments(momentum=NAN), "absgd::sgd_step_: a hyper-parameter"),
     ("sgd_step_", step_arguments(momenta=[]), "absgd::sgd_step_: a required pointer is NULL"),

@@ -198,11 +198,13 @@ class Accumulation:
 
     def _were_zeroed(self) -> bool:
         """Whether the gradients so far are all 0, as after ``model.zero_grad(set_to_none=False)``,
-        which nobody else hears of. Asked on the CPU alone: a device would have to be waited for."""
+        which nobody else hears of. Asked of one process on the CPU alone: a device would have to
+        be waited for, and another rank's samples may leave a 0 here."""
+        if self.ranks.world_size() > 1:
+            return False
         gradients = [*self.gradients()]
         return len(gradients) > 0 and all(
-            g.device.type == "cpu" and g.layout is torch.strided and not _local(g).any()
-            for g in gradients
+            g.device.type == "cpu" and g.layout is torch.strided and not g.any() for g in gradients
         )
 
 
