@@ -136,12 +136,15 @@ def test_another_kind_ramps_from_plain_sgd(start, end):
     assert values == [start, math.inf, half, end]
 
 
-def test_a_rule_turns_noisy_through_plain_sgd():
-    start, end = EffectiveSampleSize(0.8), EffectiveSampleSize(0.6, noisy=True)
-    values = lams(LamScheduler(Recorder(start), {0: end}, over=3), 4)
-    assert values[1] == math.inf or values[1].target == pytest.approx(1.0, abs=1e-9)
-    assert values[2].noisy and values[2].target == pytest.approx(0.8)
-    assert values[3] == end
+@pytest.mark.parametrize("over", [3, 30])
+@pytest.mark.parametrize("fraction", [0.6, 0.7, 0.9])
+def test_a_rule_turns_noisy_through_plain_sgd(over, fraction):
+    start, end = EffectiveSampleSize(0.8), EffectiveSampleSize(fraction, noisy=True)
+    values = lams(LamScheduler(Recorder(start), {0: end}, over=over), over + 1)
+    found = [0.0 if lam == math.inf else lam.selectivity for lam in values]
+    line = [0.2 + (fraction - 1.2) * epoch / over for epoch in range(over + 1)]
+    assert found == pytest.approx(line, abs=1e-12)
+    assert values[-1] == end
 
 
 def test_a_later_milestone_goes_on_from_what_lam_is():

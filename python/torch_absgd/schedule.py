@@ -63,8 +63,9 @@ def between(start: float | LamRule, end: float | LamRule, t: float) -> float | L
     plain SGD."""
     if t == 1:
         return end
-    value = (1 - t) * selectivity(start) + t * selectivity(end)
-    if value == 0:
+    a, b = (1 - t) * selectivity(start), t * selectivity(end)
+    value = a + b
+    if abs(value) <= 1e-12 * abs(a):  # 0 but for rounding, where the sign changes
         return math.inf
     kind = end if selectivity(end) != 0 else start
     return kind.with_selectivity(value) if isinstance(kind, LamRule) else 1 / value

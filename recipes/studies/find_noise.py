@@ -9,6 +9,9 @@ every sample's mean weight and mean loss from stage two on. The baseline ranks b
 network that goes on with plain SGD, over the same epochs. Training sets only, no setting is chosen:
 every λ is shown. Precision and recall are those of calling the first k suspects wrong; at k = the
 number of flipped labels they are equal.
+
+On digits (the defaults, five seeds) both ways do alike: 97.5 % are found by SGD's loss, 97.0 to
+97.6 % by weight, no difference beyond the paired 95 % interval.
 """
 
 from __future__ import annotations
