@@ -7,7 +7,20 @@
 
 #include <stdlib.h>
 
-#if defined(__x86_64__)
+#if !ABSGD_ONE_LEVEL
+/* Processors that have these have the rest of x86-64-v3 (v4) as well; clang before 18 knows no
+ * such names as "x86-64-v4". */
+static int has_v3(void) {
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("bmi2") &&
+           __builtin_cpu_supports("fma");
+}
+
+static int has_v4(void) {
+    return has_v3() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
+           __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+           __builtin_cpu_supports("avx512cd");
+}
+
 /* The environment variable ABSGD_CPU_LEVEL (2, 3 or 4) lowers the level, for tests and benchmarks.
  * Threads that race here write the same value. */
 static int cpu_level(void) {
@@ -15,7 +28,7 @@ static int cpu_level(void) {
     int level = __atomic_load_n(&cached, __ATOMIC_RELAXED);
     if (level) return level;
     __builtin_cpu_init();
-    level = __builtin_cpu_supports("x86-64-v4") ? 4 : __builtin_cpu_supports("x86-64-v3") ? 3 : 2;
+    level = has_v4() ? 4 : has_v3() ? 3 : 2;
     const char *wanted = getenv("ABSGD_CPU_LEVEL");
     if (wanted && wanted[0] >= '2' && wanted[0] - '0' < level && !wanted[1])
         level = wanted[0] - '0';

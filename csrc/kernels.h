@@ -4,6 +4,7 @@
 #define ABSGD_KERNELS_H
 
 #include "absgd_math.h"
+#include "isa.h"
 
 #define ABSGD_DECLARE(level)                                                                       \
     void absgd_batch_stats_v##level(absgd_dtype dtype, const void *losses, const uint8_t *mask,    \
@@ -26,7 +27,7 @@
         const int64_t *target, const void *soft_target, const void *saved, const void *grad_loss,  \
         void *grad_logits, int64_t begin, int64_t end);
 
-#if defined(__x86_64__)
+#if !ABSGD_ONE_LEVEL
 ABSGD_DECLARE(2)
 ABSGD_DECLARE(3)
 ABSGD_DECLARE(4)
