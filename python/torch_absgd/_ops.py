@@ -5,10 +5,16 @@ The schemas stand in ``csrc/register.cpp``; shapes and meanings in ``csrc/absgd.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+# As torch has it, with its type.
+register_fake: Callable[[str], Callable[[Function], Function]] = torch.library.register_fake
 
 STATS_SIZE = 10  # doubles of absgd_stats
 REPORT_SIZE = 9  # of absgd_report
@@ -82,14 +88,14 @@ def _weights_like(losses: Tensor) -> Tensor:
     return losses.new_empty((2, *losses.shape), dtype=_arithmetic_type(losses.dtype))
 
 
-@torch.library.register_fake("absgd::batch_stats")
+@register_fake("absgd::batch_stats")
 def _(losses: Tensor, mask: Tensor | None, weight: Tensor | None, lam: Tensor) -> Tensor:
     _check_batch(losses, mask, weight)
     _check_doubles(losses, lam=(lam, 1))
     return losses.new_empty(STATS_SIZE, dtype=torch.float64)
 
 
-@torch.library.register_fake("absgd::weigh")
+@register_fake("absgd::weigh")
 def _(
     losses: Tensor,
     mask: Tensor | None,
@@ -119,12 +125,12 @@ def _(
     return _weights_like(losses)
 
 
-@torch.library.register_fake("absgd::carry_log_s")
+@register_fake("absgd::carry_log_s")
 def _(lam: Tensor, log_s: Tensor, log_s_lam: Tensor, s_init: float) -> None:
     _check_doubles(lam, lam=(lam, 1), log_s=(log_s, 1), log_s_lam=(log_s_lam, 1))
 
 
-@torch.library.register_fake("absgd::weigh_provisionally")
+@register_fake("absgd::weigh_provisionally")
 def _(
     losses: Tensor,
     mask: Tensor | None,
@@ -156,7 +162,7 @@ def _(
     return _weights_like(losses)
 
 
-@torch.library.register_fake("absgd::settle")
+@register_fake("absgd::settle")
 def _(
     accumulation: Tensor,
     rows: Tensor | None,
@@ -184,7 +190,7 @@ def _(
     return lam.new_empty((), dtype=torch.float64)
 
 
-@torch.library.register_fake("absgd::follow_lam")
+@register_fake("absgd::follow_lam")
 def _(
     losses: Tensor, mask: Tensor | None, weight: Tensor | None, lam_rule: Tensor, lam: Tensor
 ) -> None:
@@ -192,7 +198,7 @@ def _(
     _check_doubles(losses, lam_rule=(lam_rule, LAM_RULE_SIZE), lam=(lam, 1))
 
 
-@torch.library.register_fake("absgd::lam_sums")
+@register_fake("absgd::lam_sums")
 def _(
     losses: Tensor, mask: Tensor | None, weight: Tensor | None, lam_rule: Tensor, search: Tensor
 ) -> Tensor:
@@ -201,7 +207,7 @@ def _(
     return losses.new_empty(LAM_ROW_SIZE, dtype=torch.float64)
 
 
-@torch.library.register_fake("absgd::lam_round")
+@register_fake("absgd::lam_round")
 def _(lam_rule: Tensor, rows: Tensor, search: Tensor) -> None:
     _check_doubles(
         lam_rule,
@@ -211,7 +217,7 @@ def _(lam_rule: Tensor, rows: Tensor, search: Tensor) -> None:
     )
 
 
-@torch.library.register_fake("absgd::lam_update")
+@register_fake("absgd::lam_update")
 def _(lam_rule: Tensor, search: Tensor, lam: Tensor) -> None:
     _check_doubles(
         lam_rule,
@@ -221,7 +227,7 @@ def _(lam_rule: Tensor, search: Tensor, lam: Tensor) -> None:
     )
 
 
-@torch.library.register_fake("absgd::weighted_softmax_loss")
+@register_fake("absgd::weighted_softmax_loss")
 def _(
     logits: Tensor,
     target: Tensor,

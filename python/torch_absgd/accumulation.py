@@ -60,7 +60,9 @@ class Accumulation:
         self.state, self.ranks = state, ranks
         self.gradients, self.divisor, self.overlap = gradients, float(divisor), overlap
         self.is_open = False  # inside `accumulate`
-        self.discard()
+        self.phase = Phase.EMPTY
+        self.memory: Tensor | None = None  # absgd_accumulation, from the first micro-batch on
+        self.in_flight: list[tuple[Tensor, Any]] = []  # rows of all ranks, being gathered
 
     # ---- transitions
 
@@ -118,9 +120,7 @@ class Accumulation:
 
     def discard(self) -> None:
         """Drops the micro-batches so far. What they left in ``.grad`` is the caller's to clear."""
-        self.phase = Phase.EMPTY
-        self.memory: Tensor | None = None  # absgd_accumulation, from the first micro-batch on
-        self.in_flight: list[tuple[Tensor, Any]] = []  # rows of all ranks, being gathered
+        self.phase, self.memory, self.in_flight = Phase.EMPTY, None, []
 
     # ---- arithmetic
 

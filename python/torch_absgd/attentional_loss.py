@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from . import _checks
+from . import _rule_checks
 from .collective import Collective, ProcessGroup
 from .lam_rules import LamRule
 from .losses import PerSampleLoss
@@ -126,9 +126,9 @@ class AttentionalLoss(nn.Module):
         optimizer: ABSGD | None = None,
         process_group: ProcessGroup | Literal["local"] | None = None,
     ) -> None:
-        _checks.check_criterion(criterion)
-        _checks.check_base_weight(class_weight)
-        rule = {
+        _rule_checks.check_criterion(criterion)
+        _rule_checks.check_base_weight(class_weight)
+        rule: dict[str, Any] = {
             "lam": lam,
             "gamma": gamma,
             "s_init": s_init,
@@ -143,9 +143,9 @@ class AttentionalLoss(nn.Module):
                 raise TypeError(f"optimizer must be an ABSGD, got {type(optimizer)}")
             if given:
                 raise ValueError(f"{', '.join(given)}: these are the optimizer's, give one or both")
-        defaults = {"lam": math.inf, "alpha": 1.0, "keep_loss": False}
+        defaults: dict[str, Any] = {"lam": math.inf, "alpha": 1.0, "keep_loss": False}
         rule = {name: defaults.get(name) if v is None else v for name, v in rule.items()}
-        _checks.check_rule(**rule)
+        _rule_checks.check_rule(**rule)
         super().__init__()
         self.criterion = criterion
         ranks = Collective(rule.pop("process_group"))
@@ -182,7 +182,7 @@ class AttentionalLoss(nn.Module):
             and torch.is_grad_enabled()
             and can_weigh_at_once(criterion, input, target, self.weigher)
         ):
-            _checks.check_beside(input, target, mask, weight)
+            _rule_checks.check_beside(input, target, mask, weight)
             total = weigh_at_once(
                 criterion, input, target, self.weigher, mask, weight, self.class_weight
             )
@@ -225,7 +225,7 @@ class AttentionalLoss(nn.Module):
         """As `ABSGD.weigh`; in ``eval()`` the plain mean."""
         if self.training:
             return self.weigher.weigh(losses, mask, weight)
-        _checks.check_losses(losses, mask, weight)
+        _rule_checks.check_losses(losses, mask, weight)
         return plain_mean(losses, mask, weight)
 
     @property
@@ -278,7 +278,7 @@ class AttentionalLoss(nn.Module):
             with criterion.accumulate(model.parameters()):
                 criterion(model(x), y).backward()
         """
-        kept = _checks.tensors("params", params)
+        kept = _rule_checks.tensors("params", params)
         return self.weigher.accumulate(
             lambda: [p.grad for p in kept if p.grad is not None], divisor, overlap
         )
@@ -302,16 +302,16 @@ def counted(criterion: Any, target: Any) -> Tensor | None:
     ignoring = isinstance(criterion, (nn.CrossEntropyLoss, nn.NLLLoss))
     if not ignoring or not isinstance(target, Tensor) or target.is_floating_point():
         return None
-    mask = target != criterion.ignore_index
+    mask: Tensor = target != criterion.ignore_index
     if target.device.type == "cpu" and not torch.compiler.is_compiling() and bool(mask.all()):
         return None  # as without a mask to the last bit, and faster
     return mask
 
 
-def gathered(class_weight: Tensor, target: Any, losses: Tensor, mask: Tensor | None) -> Tensor:
+def gathered(class_weight: Tensor, target: Tensor, losses: Tensor, mask: Tensor | None) -> Tensor:
     """The base measure of each sample: w_y for class indices (1 where they are ignored, which is
     masked), Σ_c w_c q_c for class probabilities of shape (N, C, …)."""
-    _checks.check_class_target(class_weight, target, losses, mask)
+    _rule_checks.check_class_target(class_weight, target, losses, mask)
     if target.is_floating_point():
         if target.dim() == 1:
             return target.to(class_weight.dtype) @ class_weight

@@ -9,21 +9,20 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.optim import SGD
 from torch.optim.optimizer import ParamsT
 
-from . import _checks
+from . import _checks, _rule_checks
 from .collective import Collective, ProcessGroup
 from .fused_step import MOMENTUM_KEYS, FusedStep
-from .group_state import carry, check_group_entries, listed, loadable, taken_back
 from .lam_rules import LamRule
-from .rule_state import Lam, RuleState, described
+from .rule_state import Lam, RuleState
+from .shared_groups import SharedGroups
 from .stats import Stats
 from .torch_step import torch_step
 from .weigher import Weigher
 
 
-class ABSGD(SGD):
+class ABSGD(SharedGroups):
     r"""Attentional-Biased SGD (Qi, Xu, Yin, Jin, Yang, TMLR 2023, Algorithm 1).
 
     `weigh` turns per-sample losses into the scalar to differentiate, with weights
@@ -90,7 +89,7 @@ class ABSGD(SGD):
         differentiable: bool = False,
         fused: bool | None = None,
     ) -> None:
-        _checks.check_rule(lam, gamma, s_init, alpha, max_weight, keep_loss, process_group)
+        _rule_checks.check_rule(lam, gamma, s_init, alpha, max_weight, keep_loss, process_group)
         _checks.check_choice("momentum_form", momentum_form, tuple(MOMENTUM_KEYS))
         sgd_arguments = {
             "lr": lr,
@@ -103,52 +102,10 @@ class ABSGD(SGD):
             "differentiable": differentiable,
             "fused": fused,
         }
-        _checks.check_group({**sgd_arguments, "momentum_form": momentum_form})
+        _rule_checks.check_group({**sgd_arguments, "momentum_form": momentum_form})
         state = RuleState(lam, gamma, s_init, alpha, max_weight, keep_loss)
-        self.weigher = Weigher(state, Collective(process_group))
-        self.momentum_form = momentum_form
-        self._fused: list[FusedStep] = []
-        super().__init__(params, **sgd_arguments)  # type: ignore[arg-type]
-        device = next((p.device for g in self.param_groups for p in g["params"]), None)
-        if device is not None and device.type != "meta":
-            state.move(device)
-            self._publish()
-
-    # ---- the rule's state, which parameter groups carry for torch's checkpoint tools
-
-    def _wide(self) -> dict[str, Any]:
-        """What is the whole optimizer's, by name."""
-        return {**self.weigher.state.entries(), "momentum_form": self.momentum_form}
-
-    def _publish(self) -> None:
-        """Puts it into every parameter group."""
-        wide = self._wide()
-        for group in self.param_groups:
-            group.update(wide)
-
-    def _adopt(self) -> None:
-        """Takes over what a user has set in a parameter group.
-
-        Raises:
-            ValueError: the groups now disagree, or a value is not allowed.
-        """
-        if torch.compiler.is_compiling():
-            return
-        wide = self._wide()
-        if not carry(self.param_groups, wide):
-            self.weigher.change(taken_back(self.param_groups, wide))
-            self._publish()
-
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """As `torch.optim.Optimizer.add_param_group`. The group may name SGD's hyper-parameters;
-        another value of λ or what else is the whole optimizer's is an error."""
-        if isinstance(param_group, dict):
-            wide = self._wide()
-            check_group_entries(param_group, wide)
-            param_group = {**param_group, **wide}
-            _checks.check_group({**self.defaults, **param_group})
-        super().add_param_group(param_group)
-        self._fused.append(FusedStep())
+        weigher = Weigher(state, Collective(process_group))
+        super().__init__(params, sgd_arguments, weigher, momentum_form)
 
     # ---- the weighting
 
@@ -226,16 +183,6 @@ class ABSGD(SGD):
         """log s, a 0-dim float64 copy: the normaliser, in the log domain. NaN while unset."""
         return self.weigher.state.log_s.clone()
 
-    @property
-    def process_group(self) -> ProcessGroup | Literal["local"] | None:
-        """The group over which the batch is one."""
-        return self.weigher.ranks.process_group
-
-    @property
-    def has_loaded_state(self) -> bool:
-        """Whether a state dict has been loaded: a schedule then does not begin anew."""
-        return self.weigher.was_loaded
-
     def restart(self, lam: Lam, reset_momentum: bool = False) -> None:
         """Stage two: begins Algorithm 1 anew at another λ ("restarting it with a decayed λ", Qi et
         al. 2023, Section 4.3). Forgets ``log_s``, and the momentum too if asked to.
@@ -298,7 +245,7 @@ class ABSGD(SGD):
             params: parameters of other optimizers whose gradients come from the same losses, and
                 so have to be scaled too.
         """
-        others = _checks.tensors("params", params)
+        others = _rule_checks.tensors("params", params)
 
         def gradients() -> list[Tensor]:
             own = (p for g in self.param_groups for p in g["params"])
@@ -340,6 +287,8 @@ class ABSGD(SGD):
                 loss = closure()
         self.weigher.finalize_grads_()
         grad_scale, found_inf = self._from_scaler()
+        while len(self._fused) < len(self.param_groups):
+            self._fused.append(FusedStep())
         for fused, group in zip(self._fused, self.param_groups, strict=True):
             if not fused.step(group, self.state, grad_scale, found_inf):
                 torch_step(self, group, grad_scale, found_inf)
@@ -373,45 +322,3 @@ class ABSGD(SGD):
 
     def _from_scaler(self) -> tuple[Tensor | None, Tensor | None]:
         return getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
-
-    # ---- state dicts, pickling, copying
-
-    def state_dict(self) -> dict[str, Any]:
-        self._adopt()
-        return super().state_dict()
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """As `torch.optim.Optimizer.load_state_dict`. Loads into the tensors that exist, on their
-        device. What the state lacks (a plain SGD's has no λ) stays as it was.
-
-        Raises:
-            ValueError, TypeError: an entry is not allowed; nothing is changed then.
-            RuntimeError: micro-batches wait to be made a step.
-        """
-        self.weigher.check_no_micro_batches("no state can be loaded")
-        super().load_state_dict(state_dict)
-
-    def __getstate__(self) -> dict[str, Any]:
-        ranks, form = self.weigher.ranks, self.momentum_form
-        return {**super().__getstate__(), "ranks": ranks, "momentum_form": form}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        """Takes over a pickled optimizer or, from load_state_dict, loaded state."""
-        if "param_groups" not in self.__dict__:
-            ranks = state.pop("ranks", None) or Collective(state.pop("process_group", None))
-            super().__setstate__(state)
-            form = self.param_groups[0].get("momentum_form", "torch")
-            self.momentum_form = self.__dict__.get("momentum_form", form)
-            rule = RuleState.of(self.param_groups[0])
-            self.weigher = Weigher(rule, ranks)
-            self.weigher.forget()
-        else:
-            loaded = loadable(state, self.defaults, self.momentum_form)
-            super().__setstate__(state)
-            self.weigher.state.load(loaded)
-            self.weigher.forget()
-        self._publish()
-        self._fused = [FusedStep() for _ in self.param_groups]
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__} ({described(self.weigher.state)}{listed(self.param_groups)})"

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import _checks, _ops
+from . import _ops, _rule_checks
 from .lam_rules import LamRule
 
 Lam = float | Tensor | LamRule
@@ -87,7 +87,7 @@ class RuleState:
     def set_lam(self, lam: Lam) -> None:
         """Sets λ in place. Within one sign log_s is carried over, log_s·λ_old/λ_new; on a change
         of sign, or from ±∞, the next batch initialises it."""
-        _checks.check_lam(lam)
+        _rule_checks.check_lam(lam)
         self.has_history = False
         self.rule = lam if isinstance(lam, LamRule) else None
         self.is_negative = _is_negative(lam)
@@ -201,7 +201,7 @@ def checked_entries(entries: Mapping[str, Any]) -> dict[str, Any]:
     if "lam" in loaded:
         loaded.setdefault("log_s_lam", loaded["lam"])
     s_init = loaded.get("s_init")
-    _checks.check_rule(
+    _rule_checks.check_rule(
         lam=loaded.get("lam", math.inf),
         gamma=loaded.get("gamma"),
         s_init=None if isinstance(s_init, float) and math.isnan(s_init) else s_init,

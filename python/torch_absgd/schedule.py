@@ -14,7 +14,7 @@ from typing import Any, Protocol, cast
 
 import torch
 
-from . import _checks
+from . import _checks, _rule_checks
 from .lam_rules import LamRule
 
 __all__ = ["LamScheduler"]
@@ -113,7 +113,7 @@ class LamScheduler:
         over: int = 0,
     ) -> None:
         self.target = unwrapped(target)
-        self.milestones: dict[int, float | LamRule] = _checks.check_milestones(milestones)
+        self.milestones: dict[int, float | LamRule] = _rule_checks.check_milestones(milestones)
         self.over = _checks.check_integer("over", over, least=0)
         self.last_epoch = 0
         self.ramp_start: float | LamRule = math.inf  # λ where the last ramp began
@@ -174,5 +174,5 @@ def _loaded_lam(saved: Any) -> float | LamRule:
         saved = LamRule.from_tensor(torch.tensor(saved, dtype=torch.float64, device="cpu"))
     if isinstance(saved, float) and math.isnan(saved):  # a rule had not found its first λ
         return math.inf
-    _checks.check_lam(saved)
+    _rule_checks.check_lam(saved)
     return saved if isinstance(saved, LamRule) else float(saved)

@@ -11,7 +11,7 @@ from torch import Tensor
 class Report(NamedTuple):
     """One batch's numbers, or their running mean (rate 0.01): ``absgd_report``."""
 
-    count: float  # B, samples that counted
+    count: float  # type: ignore[assignment]  # B, samples that counted
     mean_loss: float  # (1/B) Σ w_i L_i, what plain SGD would report
     weighted_loss: float  # (1/B) Σ w_i p_i L_i, before guards and any factor of DDP
     objective: float  # λ log s, the estimate of F_λ = λ log mean exp(L/λ)

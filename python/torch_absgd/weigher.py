@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from . import _checks, _ops
+from . import _checks, _ops, _rule_checks
 from .accumulation import Accumulation
 from .collective import Collective
 from .rule_state import Lam, RuleState, checked_entries
@@ -49,7 +49,7 @@ class Weigher:
         self, losses: Tensor, mask: Tensor | None = None, weight: Tensor | None = None
     ) -> Tensor:
         """What `ABSGD.weigh` documents."""
-        _checks.check_losses(losses, mask, weight)
+        _rule_checks.check_losses(losses, mask, weight)
         if not torch.is_grad_enabled():
             return plain_mean(losses, mask, weight)
         with torch.no_grad():
@@ -159,13 +159,13 @@ class Weigher:
             )
 
     def set_lam(self, lam: Lam) -> None:
-        _checks.check_lam(lam)
+        _rule_checks.check_lam(lam)
         self.check_no_micro_batches("lam cannot change")
         self.state.set_lam(lam)
         self.watch.begin()
 
     def restart(self, lam: Lam) -> None:
-        _checks.check_lam(lam)
+        _rule_checks.check_lam(lam)
         self.check_no_micro_batches("lam cannot change")
         self.state.restart(lam)
         self.watch.begin()

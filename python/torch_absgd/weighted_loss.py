@@ -7,7 +7,7 @@ weights are known give their gradient at once.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor
@@ -42,7 +42,9 @@ def _is_one(grad_total: Tensor) -> bool:
     return not torch.compiler.is_compiling() and grad_total.is_cpu and grad_total.item() == 1
 
 
-def can_weigh_at_once(criterion: Any, input: Any, target: Any, weigher: Weigher) -> bool:
+def can_weigh_at_once(
+    criterion: Any, input: Any, target: Any, weigher: Weigher
+) -> TypeGuard[PerSampleLoss]:
     """Whether `weigh_at_once` applies: a loss of ours as it stands, one loss an element, logits of
     no great size to differentiate, one process, one batch, and nobody who waits for the scalar's
     backward pass. Not in float16, where a gradient may need its scale to be representable."""
@@ -122,4 +124,5 @@ def weigh_at_once(
     )
     torch.autograd.graph.increment_version(written if state.rule is None else [lam, *written])
     weigher.remember(rows, losses, mask, None)
-    return WithGradient.apply(input, total, grad)
+    scalar: Tensor = WithGradient.apply(input, total, grad)
+    return scalar
