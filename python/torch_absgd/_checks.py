@@ -61,7 +61,7 @@ def check_profile(n_max: object, num_classes: object, imbalance_ratio: object) -
     """Raises unless they are what `long_tailed_counts` documents."""
     largest = check_integer("n_max", n_max, least=1)
     check_integer("num_classes", num_classes, least=1)
-    is_allowed = is_real(imbalance_ratio) and 1 <= cast(float, imbalance_ratio) <= largest
+    is_allowed = is_real(imbalance_ratio) and 1 <= imbalance_ratio <= largest
     check_number("imbalance_ratio", imbalance_ratio, f"in [1, n_max = {n_max}]", is_allowed)
 
 

@@ -9,6 +9,8 @@ from torch import Tensor
 from torch.optim import SGD
 from torch.optim.sgd import sgd
 
+from .fused_step import MOMENTUM_KEYS
+
 
 def torch_step(
     opt: SGD, group: dict[str, Any], grad_scale: Tensor | None, found_inf: Tensor | None
@@ -19,10 +21,19 @@ def torch_step(
         grad_scale, found_inf: GradScaler's, where it leaves them to the step.
 
     Raises:
-        RuntimeError: the group has ``momentum_form="polyak"``.
+        RuntimeError: the group has ``momentum_form="polyak"``, or a momentum is not of its
+            parameter's shape; nothing is changed then.
     """
     if found_inf is not None and found_inf.item() != 0:
         return
+    key = MOMENTUM_KEYS[group["momentum_form"]]
+    for i, p in enumerate(group["params"]):
+        momentum = opt.state[p].get(key)
+        if momentum is not None and momentum.shape != p.shape:
+            raise RuntimeError(
+                f"momenta[{i}] must have the shape of params[{i}], {tuple(p.shape)}, got "
+                f"{tuple(momentum.shape)}"
+            )
     if group["momentum_form"] == "polyak" and group["momentum"] != 0:
         raise RuntimeError(
             "momentum_form='polyak' needs parameters and gradients that the fused kernel takes: "
