@@ -239,3 +239,18 @@ def test_a_shared_layer_under_activation_checkpointing(use_reentrant: bool) -> N
     plain.weigh(reference(reference(x).relu()).square().mean(1)).backward()
     plain.step()
     torch.testing.assert_close(layer.weight, reference.weight)
+
+
+def test_a_criterion_that_shares_the_state_may_move_it() -> None:
+    """The groups then follow, and do not bring back what they held."""
+    opt = make()
+    criterion = ta.AttentionalLoss(lambda losses, _: losses, optimizer=opt)
+    opt.weigh(LOSSES)
+    opt.weigher.state.move(torch.device("cpu"))
+    for name in ("lam", "log_s", "log_s_lam", "reports", "lam_rule"):  # as if on another device
+        setattr(opt.weigher.state, name, getattr(opt.weigher.state, name).clone())
+    criterion(LOSSES * 3, None)
+    log_s = opt.log_s.item()
+    assert opt.state_dict()["param_groups"][0]["log_s"] == log_s
+    opt.weigh(LOSSES)
+    assert opt.param_groups[1]["log_s"] is opt.weigher.state.log_s

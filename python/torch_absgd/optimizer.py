@@ -146,11 +146,7 @@ class ABSGD(SharedGroups):
             RuntimeError: micro-batches wait to be made a step.
         """
         self._adopt()
-        moved = self.weigher.state.log_s.device != getattr(losses, "device", None)
-        total = self.weigher.weigh(losses, mask, weight)
-        if moved:
-            self._publish()
-        return total
+        return self.weigher.weigh(losses, mask, weight)
 
     @property
     def weights(self) -> Tensor | None:

@@ -60,6 +60,7 @@ class RuleState:
         self.rule: LamRule | None = None  # lam_rule, and λ's sign, known without asking a device
         self.is_negative = False
         self.has_history = False  # log_s has taken in a batch since λ was last set
+        self.version = 0  # of the objects that `entries` gives
         self.set_lam(lam)
         self.log_s_lam.copy_(self.lam)
 
@@ -113,6 +114,7 @@ class RuleState:
     def move(self, device: torch.device) -> None:
         for name in TENSORS:
             setattr(self, name, getattr(self, name).to(device))
+        self.version += 1
 
     @contextmanager
     def restored(self) -> Iterator[None]:
@@ -148,6 +150,7 @@ class RuleState:
         self.rule = LamRule.from_tensor(self.lam_rule)
         self.is_negative = bool(self.lam < 0)
         self.has_history = False
+        self.version += 1
 
     @classmethod
     def of(cls, entries: Mapping[str, Any]) -> RuleState:

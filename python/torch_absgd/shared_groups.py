@@ -30,8 +30,10 @@ Groups = list[dict[str, Any]]
 
 def carry(groups: Groups, wide: Mapping[str, Any]) -> bool:
     """Whether every group holds these very objects."""
-    names, values = [*wide], [*wide.values()]
-    return all(all(map(is_, map(group.get, names), values)) for group in groups)
+    for group in groups:
+        if not all(map(is_, map(group.get, wide), wide.values())):
+            return False
+    return True
 
 
 def taken_back(groups: Groups, wide: Mapping[str, Any]) -> dict[str, Any]:
@@ -151,6 +153,7 @@ class SharedGroups(SGD):
         self.weigher = weigher
         self.momentum_form = momentum_form
         self._fused: list[FusedStep] = []  # one a group, made at the first step
+        self._published, self._version = self._wide(), -1
         super().__init__(params, **sgd_arguments)
         device = next((p.device for g in self.param_groups for p in g["params"]), None)
         if device is not None and device.type != "meta":
@@ -163,9 +166,9 @@ class SharedGroups(SGD):
 
     def _publish(self) -> None:
         """Puts it into every parameter group."""
-        wide = self._wide()
+        self._published, self._version = self._wide(), self.weigher.state.version
         for group in self.param_groups:
-            group.update(wide)
+            group.update(self._published)
 
     def _adopt(self) -> None:
         """Takes over what a user has set in a parameter group.
@@ -175,9 +178,10 @@ class SharedGroups(SGD):
         """
         if torch.compiler.is_compiling():
             return
-        wide = self._wide()
-        if not carry(self.param_groups, wide):
-            self.weigher.change(taken_back(self.param_groups, wide))
+        if self._version != self.weigher.state.version:  # a criterion that shares it has moved it
+            self._publish()
+        if not carry(self.param_groups, self._published):
+            self.weigher.change(taken_back(self.param_groups, self._published))
             self._publish()
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
