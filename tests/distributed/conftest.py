@@ -1,4 +1,4 @@
-"""Groups of two and four processes, shared by all tests of this folder."""
+"""Groups of two, three and four processes, shared by all tests of this folder."""
 
 from __future__ import annotations
 
@@ -17,6 +17,11 @@ def _group(world_size: int) -> Iterator[Ranks]:
 @pytest.fixture(scope="session")
 def two() -> Iterator[Ranks]:
     yield from _group(2)
+
+
+@pytest.fixture(scope="session")
+def three() -> Iterator[Ranks]:
+    yield from _group(3)
 
 
 @pytest.fixture(scope="session")
