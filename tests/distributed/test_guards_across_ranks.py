@@ -1,4 +1,4 @@
-"""Guards, base measure and rules over three ranks of uneven, and of empty, batches: one process's."""
+"""Guards, base measure and rules over three ranks of uneven and of empty batches: as one process."""
 
 from __future__ import annotations
 
