@@ -120,7 +120,7 @@ def read_folder(
     if unknown:
         raise ValueError(f"{root}: no such class in the training part: {', '.join(unknown[:5])}")
     classes = list(classes or folders)
-    paths, targets = [], []
+    paths, targets, passed_over = [], [], []
     for c, name in enumerate(classes):
         folder = root / name
         entries = sorted(os.scandir(folder), key=lambda e: e.name) if folder.is_dir() else []
@@ -131,10 +131,15 @@ def read_folder(
                 f"{folder} holds folders ({', '.join(inner[:3])}) where a class's files should be: "
                 f"name the folder whose {root.name}/<class>/ holds files"
             )
+        others = {e.name for e in entries if e.is_file() and e.name[0] != "."} - set(files)
+        passed_over += [f"{name}/{other}" for other in sorted(others)]
         paths += [f"{name}/{file}" for file in files]
         targets += [c] * len(files)
     if not paths:
         raise ValueError(f"{root}/<class>/ holds no file with {' '.join(sorted(suffixes))}")
+    if passed_over:
+        many = "s" * (len(passed_over) > 1)
+        print(f"note: {len(passed_over)} file{many} under {root} passed over: {passed_over[0]}, …")
     return Listed(root, paths, torch.tensor(targets), classes)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,10 +16,11 @@ def alarms(results: Results, records: Sequence[Record]) -> list[str]:
     metrics, counts = results["metrics"], results["class_counts"]
     recalls = [r for r in metrics["per_class"] if r is not None]
     chance = 1 / len(counts)
-    if metrics["balanced"] is not None and metrics["balanced"] <= 1.05 * chance + 1e-9:
+    deviation = math.sqrt(chance * (1 - chance) / results["evaluated"])
+    if metrics["balanced"] <= chance + min(2 * deviation, chance / 4):
         one = sum(r > 0 for r in recalls) <= 1
         found.append(
-            f"the balanced accuracy, {100 * metrics['balanced']:.2f} %, is that of chance"
+            f"the balanced accuracy, {100 * metrics['balanced']:.2f} %, is about that of chance"
             + (": every sample is given one class" if one else "")
         )
     share = effective_share(records)

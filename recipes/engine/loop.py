@@ -386,13 +386,15 @@ def conclude(run: Run, log: Log) -> dict[str, Any]:
     """The one reading of the test set (or of the validation split), results.json and plots."""
     args, task, split = run.args, run.task, run.task.judged_by
     run.changes.finish(run)
-    metrics = evaluate(run, split)
+    logits, targets = predict(run, split)
+    metrics = report.metrics(targets, logits.argmax(1), report.groups_by_shots(task.class_counts))
     print(report.class_table(metrics, task.class_counts, task.classes))
     print(f"end        {split}: {report.line(metrics)}")
     records = log.records()
     results = {
         "split": split,
         "metrics": metrics,
+        "evaluated": len(targets),
         "class_counts": task.class_counts,
         "groups": report.groups_by_shots(task.class_counts),
         "config": options.config_of(args),

@@ -17,7 +17,8 @@ from PIL import Image
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 OPTIONS = [
-    "--arch", "resnet8", "--imbalance", "none", "--epochs", "4", "--stage-two", "2", "--lam", "1",
+    "--data", "cifar10", "--keep-going", "--arch", "resnet8", "--imbalance", "none",
+    "--epochs", "4", "--stage-two", "2", "--lam", "1",
     "--lr", "0.02", "--warmup-epochs", "0", "--batch-size", "16", "--checkpoint-every", "2",
 ]  # fmt: skip
 
@@ -59,7 +60,7 @@ def start(
 ) -> subprocess.Popen[str]:
     command = [
         sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2",
-        "--max-restarts=1", "--monitor-interval=0.1", str(RECIPES / "cifar_lt.py"),
+        "--max-restarts=1", "--monitor-interval=0.1", str(RECIPES / "train.py"),
         "--data-dir", str(images), "--output-dir", str(output), *OPTIONS, *options,
     ]  # fmt: skip
     paths = [p for p in (path, os.environ.get("PYTHONPATH")) if p]
@@ -123,7 +124,7 @@ def test_a_worker_dies_and_nothing_is_lost(
     os.kill(workers(hit)[-1], signal.SIGKILL)
     output = finish(hit)
     assert hit.returncode == 0, output
-    assert output.count("60 training images") == 2, output  # it did start again
+    assert output.count("60 training samples") == 2, output  # it did start again
 
     ours, expected = results(tmp_path / "hit"), results(tmp_path / "calm")
     assert [name for name in expected if ours[name] != expected[name]] == []
@@ -134,7 +135,7 @@ def test_two_processes_train_as_one(images: Path, tmp_path: Path) -> None:
     two = start(images, tmp_path / "two", "--epochs", "1")
     output = finish(two)
     assert two.returncode == 0, output
-    command = [sys.executable, str(RECIPES / "cifar_lt.py"), "--data-dir", str(images),
+    command = [sys.executable, str(RECIPES / "train.py"), "--data-dir", str(images),
                "--output-dir", str(tmp_path / "one"), *OPTIONS, "--epochs", "1"]  # fmt: skip
     subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=True)
     logs = [

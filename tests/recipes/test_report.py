@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-import report
+from engine import report
 
 
 def test_groups_by_shots_has_its_borders_at_20_and_100():

@@ -12,14 +12,16 @@ import torch
 from runs import assert_same_run, break_off
 from torch import nn
 
-import engine
 import evaluate
-import imdb
-import text
+import models
 import torch_absgd as ta
-from data import EpochBatches
+import train
+from data import text
+from data.order import EpochBatches
+from engine import loop
 
 SMALL = [
+    "--preset", "imdb-absgd-ce",
     "--batch-size", "8", "--epochs", "3", "--stage-two", "2", "--lr-milestones", "2", "--lr", "0.3",
     "--embedding", "8", "--hidden", "8", "--max-length", "40", "--device", "cpu",
 ]  # fmt: skip
@@ -47,7 +49,7 @@ def reviews(tmp_path_factory):
 @pytest.fixture(scope="module")
 def whole_run(reviews, tmp_path_factory):
     directory = tmp_path_factory.mktemp("whole")
-    imdb.main(options_for(reviews, directory, "--keep-negative", 0.3))
+    train.main(options_for(reviews, directory, "--keep", "neg:0.3"))
     return directory
 
 
@@ -55,23 +57,17 @@ def whole_run(reviews, tmp_path_factory):
 
 
 def test_nine_in_ten_negative_training_reviews_go_and_the_test_set_stays(reviews, tmp_path):
-    args = imdb.parse(["--data-dir", str(reviews), "--output-dir", str(tmp_path)])
-    _, task = imdb.build(args)
-    assert task.class_counts == [6, 60]
+    _, task, _ = train.build(train.parse(options_for(reviews, tmp_path)))
+    assert task.class_counts == [6, 60] and task.classes == ["neg", "pos"]
     targets = torch.cat([targets for _, targets in task.split("test")])
     assert targets.bincount().tolist() == [40, 40]
 
 
 def test_the_reviews_that_stay_are_drawn_from_the_seed(reviews, tmp_path):
     def kept(seed):
-        args = imdb.parse(
-            ["--data-dir", str(reviews), "--output-dir", str(tmp_path), "--seed", str(seed)]
-        )
-        all_of_them, _ = imdb.load(reviews, "train", None, args.max_words, args.max_length)
-        train, _ = imdb.training_splits(args, all_of_them)
-        return [
-            words.tolist() for words, y in zip(train.words, train.targets, strict=True) if not y
-        ]
+        _, task, _ = train.build(train.parse(options_for(reviews, tmp_path, "--seed", seed)))
+        texts = task.train.texts
+        return [w.tolist() for w, y in zip(texts.words, texts.targets, strict=True) if not y]
 
     assert kept(0) == kept(0)
     assert kept(0) != kept(1)
@@ -174,7 +170,7 @@ def test_batches_of_like_length_do_not_bias_the_normaliser(lengths):
 
 def test_the_outputs_are_those_of_a_packed_bidirectional_lstm():
     torch.manual_seed(0)
-    model = text.BiLSTM(num_words=50, embedding=6, hidden=5).eval()
+    model = models.BiLSTM(num_words=50, embedding=6, hidden=5).eval()
     reference = nn.LSTM(6, 5, batch_first=True, bidirectional=True)
     for name, parameter in model.forwards.named_parameters():
         getattr(reference, name).data.copy_(parameter)
@@ -184,7 +180,7 @@ def test_the_outputs_are_those_of_a_packed_bidirectional_lstm():
     words = torch.randint(2, 50, (4, 9), dtype=torch.int32)
     length = torch.tensor([9, 1, 5, 7])
     for row, n in enumerate(length.tolist()):
-        words[row, n:] = text.PADDING
+        words[row, n:] = models.PADDING
     packed = nn.utils.rnn.pack_padded_sequence(
         model.embedding(words), length, batch_first=True, enforce_sorted=False
     )
@@ -200,7 +196,7 @@ def test_the_outputs_are_those_of_a_packed_bidirectional_lstm():
 def test_what_a_run_leaves_and_that_it_learns(whole_run):
     files = {name for name in os.listdir(whole_run) if not name.startswith("events")}
     assert files == {
-        "checkpoint.pt", "class_weight.png", "config.json", "log.jsonl", "per_class.png",
+        "checkpoint.pt", "class_weight.png", "config.json", "lock", "log.jsonl", "per_class.png",
         "results.json",
     }  # fmt: skip
     results = json.loads((whole_run / "results.json").read_text())
@@ -212,19 +208,17 @@ def test_what_a_run_leaves_and_that_it_learns(whole_run):
 
 @pytest.mark.parametrize("crash_at", [(0, 3), (2, 5)])
 def test_a_run_that_broke_off_ends_with_the_same_bits(reviews, whole_run, tmp_path, crash_at):
-    flags = options_for(
-        reviews, tmp_path, "--keep-negative", 0.3, "--checkpoint-every", 2, "--resume"
-    )
-    break_off(imdb.main, flags, at=crash_at)
-    imdb.main(flags)
+    flags = options_for(reviews, tmp_path, "--keep", "neg:0.3", "--checkpoint-every", 2, "--resume")
+    break_off(train.main, flags, at=crash_at)
+    train.main(flags)
     assert_same_run(tmp_path, whole_run)
 
 
 def test_a_shared_stage_one_gives_the_bits_of_a_run_of_its_own(reviews, whole_run, tmp_path):
-    keep = ("--keep-negative", 0.3)
+    keep = ("--keep", "neg:0.3")
     first, second = tmp_path / "first", tmp_path / "second"
-    imdb.main(options_for(reviews, first, *keep, "--optimizer", "sgd", "--stop-epoch", 2))
-    imdb.main(options_for(reviews, second, *keep, "--stage-one", first / "checkpoint.pt"))
+    train.main(options_for(reviews, first, *keep, "--optimizer", "sgd", "--stop-epoch", 2))
+    train.main(options_for(reviews, second, *keep, "--stage-one", first / "checkpoint.pt"))
     assert_same_run(second, whole_run)
 
 
@@ -238,36 +232,30 @@ def test_evaluate_finds_the_same_numbers(reviews, whole_run, tmp_path, capsys):
 
 def test_online_every_review_is_trained_on_once(reviews, tmp_path, monkeypatch):
     seen = []
-    train_step = engine.train_step
+    train_step = loop.train_step
     monkeypatch.setattr(
-        engine, "train_step", lambda run, c, x, y: (seen.append(len(y)), train_step(run, c, x, y))
+        loop, "train_step", lambda run, c, x, y: (seen.append(len(y)), train_step(run, c, x, y))
     )
-    results = imdb.main(
-        options_for(reviews, tmp_path, "--preset", "online-absgd-focal", "--keep-negative", 0.5)
+    results = train.main(
+        options_for(reviews, tmp_path, "--preset", "imdb-online-absgd-focal", "--keep", "neg:0.5")
     )
     assert sum(seen) == sum(results["class_counts"]) == 90
 
 
-def test_online_there_are_no_class_counts_to_balance_by(tmp_path, capsys):
-    with pytest.raises(SystemExit):
-        imdb.parse(["--online", "--class-balance", "drw", "--output-dir", str(tmp_path)])
-    assert "class counts are not known" in capsys.readouterr().err
-
-
 def test_the_preset_has_the_papers_settings(tmp_path):
-    args = imdb.parse(["--preset", "absgd-ce", "--output-dir", str(tmp_path)])
+    args = train.parse(["--preset", "imdb-absgd-ce", "--output-dir", str(tmp_path)])
     assert (args.epochs, args.stage_two, args.lr) == (90, 60, 0.01)
     assert (args.lr_milestones, args.lr_factor) == ([30, 60], 0.01)
 
 
 def test_missing_and_broken_reviews_are_told_in_one_line(reviews, tmp_path, recipe):
-    output, _ = recipe("imdb.py", *options_for(tmp_path, tmp_path / "out")).communicate()
+    output, _ = recipe("train.py", *options_for(tmp_path, tmp_path / "out")).communicate()
     assert output.startswith("error: no reviews in") and len(output.splitlines()) == 1
 
     broken = tmp_path / "aclImdb"
     subprocess.run(["cp", "-r", str(reviews / "aclImdb"), str(broken)], check=True)
     (broken / "train" / "pos" / "0_9.txt").write_bytes(b"caf\xe9")
-    output, _ = recipe("imdb.py", *options_for(broken, tmp_path / "out")).communicate()
+    output, _ = recipe("train.py", *options_for(broken, tmp_path / "out")).communicate()
     assert output.startswith("error:") and "0_9.txt is not UTF-8" in output
 
 
@@ -282,7 +270,7 @@ def test_real_reviews(tmp_path):
         ["tar", "--zstd", "-xf", archive, "-C", tmp_path, "--wildcards", "aclImdb/*/*/1??_*.txt"],
         check=True,
     )
-    results = imdb.main(options_for(tmp_path, tmp_path / "out", "--preset", "smoke"))
+    results = train.main(options_for(tmp_path, tmp_path / "out", "--preset", "imdb-small-absgd-ce"))
     negative, positive = results["class_counts"]
     assert negative == round(0.1 * positive) or abs(negative - 0.1 * positive) < 1
     assert results["metrics"]["per_class"][1] > 0.5

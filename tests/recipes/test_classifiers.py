@@ -1,17 +1,13 @@
-"""classifier_methods.py against its formulas, by hand and in float64."""
+"""classifiers.py against its formulas, by hand and in float64."""
 
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-import checkpoint
-import cifar_lt
-import classifier_methods as classifiers
-import evaluate
 import models
-import report
 import torch_absgd as ta
+from baselines import classifiers
 
 
 @pytest.fixture
@@ -126,52 +122,3 @@ def test_logit_adjustment_combined_with_absgd():
     p = torch.softmax(expected / lam, 0) * 16
     torch.testing.assert_close(opt.weights, p.detach(), rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(total, (p.detach() * expected).mean(), rtol=1e-5, atol=1e-6)
-
-
-@pytest.fixture(scope="module")
-def trained(small_data_dir, tmp_path_factory):
-    """A short run of cifar_lt.py that reports on a validation split."""
-    directory = tmp_path_factory.mktemp("ce")
-    flags = (
-        "--arch", "resnet8", "--imbalance-ratio", 8, "--batch-size", 32, "--epochs", 4,
-        "--stage-two", 3, "--warmup-epochs", 1, "--lr-milestones", 3, "--lr", 0.05,
-        "--optimizer", "sgd", "--device", "cpu", "--validate", 0.25,
-        "--data-dir", small_data_dir, "--output-dir", directory,
-    )  # fmt: skip
-    return cifar_lt.main([str(flag) for flag in flags]), directory / "checkpoint.pt"
-
-
-def test_all_methods_on_a_checkpoint(trained, small_data_dir, capsys):
-    results, path = trained
-    flags = ["--data-dir", str(small_data_dir), "--device", "cpu", "--retrain-epochs", "2"]
-    text = classifiers.main([str(path), *flags, "--taus", "0", "1"])
-    assert text in capsys.readouterr().out
-    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines()]
-    rows = {row[0]: row[1:] for row in cells}
-    of_run = [report.mean_std([results["metrics"][n]]) for n in ("overall", "balanced")]
-    assert rows["as trained"][:2] == of_run
-    assert rows["logit adjustment, τ = 0"] == rows["as trained"]
-    assert rows["cRT"] != rows["as trained"] and rows["NCM"] != rows["as trained"]
-    few = {name: row[-1] for name, row in rows.items()}
-    assert float(few["logit adjustment, τ = 1"]) > float(few["as trained"])
-
-
-def test_features_of_the_training_images_are_in_their_order(trained, small_data_dir):
-    run, _ = evaluate.restore(trained[1], ["--data-dir", str(small_data_dir), "--device", "cpu"])
-    features, targets = classifiers.training_features(run)
-    assert torch.equal(targets, run.task.loader.dataset.data.targets)
-    images, _ = run.task.loader.dataset.__getitems__([(0, 5)])
-    run.model.eval()
-    with torch.no_grad():
-        expected = run.model.features(run.inputs(images))[0]
-    torch.testing.assert_close(features[5], expected, rtol=1e-4, atol=1e-5)
-
-
-def test_several_taus_are_not_tried_on_the_test_set(trained, small_data_dir, tmp_path, capsys):
-    state = checkpoint.load(trained[1])
-    state["config"]["validate"] = 0.0
-    checkpoint.save(state, tmp_path / "checkpoint.pt")
-    flags = ["--data-dir", str(small_data_dir), "--device", "cpu", "--taus", "0.5", "1"]
-    with pytest.raises(SystemExit):
-        classifiers.main([str(tmp_path / "checkpoint.pt"), *flags])
-    assert "--validate" in capsys.readouterr().err

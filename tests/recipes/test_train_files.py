@@ -18,14 +18,12 @@ import torchvision
 from PIL import Image
 from runs import assert_same_run, break_off, records_of
 
-import checkpoint
 import evaluate
-import image_lists
-import image_recipe
-import imagenet_lt
-import inaturalist
-import places_lt
-from data import EpochBatches
+import models
+import train
+from data import decode, image_files, lists
+from data.order import EpochBatches
+from engine import checkpoint
 
 # torchvision's decoders are to give way to torchcodec's one day; recipes then decode with PIL.
 pytestmark = pytest.mark.filterwarnings("ignore:The image decoding and encoding")
@@ -34,7 +32,7 @@ SHARED = Path(os.environ.get("ABSGD_DATA", Path(__file__).resolve().parents[3] /
 
 # Both stages of a decoupled setting, on images that a test can afford.
 TINY = [
-    "--arch", "resnet18", "--weights", "none", "--image-size", "32", "--batch-size", "8",
+    "--arch", "resnet18", "--pretrained", "none", "--image-size", "32", "--batch-size", "8",
     "--epochs", "2", "--stage-two", "1", "--lr", "0.02", "--device", "cpu",
 ]  # fmt: skip
 
@@ -134,14 +132,15 @@ def as_competition(lines):
     }
 
 
-def flags(data, directory, *more):
-    return [*TINY, "--data-dir", str(data), "--output-dir", str(directory), *map(str, more)]
+def flags(data, directory, *more, preset="places-lt-b-absgd"):
+    where = ["--data-dir", str(data), "--output-dir", str(directory)]
+    return ["--preset", preset, *TINY, *where, *map(str, more)]
 
 
 @pytest.fixture(scope="module")
 def whole_run(places, tmp_path_factory):
     directory = tmp_path_factory.mktemp("whole")
-    places_lt.main(flags(places, directory, "--preset", "b-absgd"))
+    train.main(flags(places, directory))
     return directory
 
 
@@ -159,7 +158,7 @@ def whole_run(places, tmp_path_factory):
 )
 def test_published_lists(published, tmp_path, name, num_classes, images, largest, smallest):
     (tmp_path / name).write_text("\n".join(published(name)))
-    names, labels = image_lists.parse_list(tmp_path / name, num_classes)
+    names, labels = lists.parse_list(tmp_path / name, num_classes)
     counts = np.bincount(labels, minlength=num_classes)
     assert len(names) == len(set(names)) == images
     assert (counts.max(), counts.min()) == (largest, smallest)
@@ -172,7 +171,7 @@ def test_places_in_two_stages(whole_run):
     """Stage one leaves the lower layers alone, stage two all but the classifier; batch norm too."""
     files = {name for name in os.listdir(whole_run) if not name.startswith("events")}
     assert files == {
-        "checkpoint.pt", "class_weight.png", "config.json", "log.jsonl", "per_class.png",
+        "checkpoint.pt", "class_weight.png", "config.json", "lock", "log.jsonl", "per_class.png",
         "results.json",
     }  # fmt: skip
     results = json.loads((whole_run / "results.json").read_text())
@@ -185,11 +184,11 @@ def test_places_in_two_stages(whole_run):
 
 
 def test_which_layers_each_stage_trains(places, whole_run, tmp_path):
-    args = flags(places, tmp_path, "--preset", "b-absgd")
+    args = flags(places, tmp_path)
     torch.manual_seed(0)
-    network, _ = places_lt.build(places_lt.parse(args))
+    network, *_ = train.build(train.parse(args))
     at_start = {name: value.clone() for name, value in network.state_dict().items()}
-    places_lt.main([*args, "--stop-epoch", "1"])
+    train.main([*args, "--stop-epoch", "1"])
     after_one = checkpoint.load(tmp_path / "checkpoint.pt")["model"]
     after_two = checkpoint.load(whole_run / "checkpoint.pt")["model"]
 
@@ -201,7 +200,7 @@ def test_which_layers_each_stage_trains(places, whole_run, tmp_path):
 
 
 def test_imagenet_in_two_stages(imagenet, tmp_path):
-    results = imagenet_lt.main(flags(imagenet, tmp_path, "--preset", "a-absgd", "--profile"))
+    results = train.main(flags(imagenet, tmp_path, "--profile", preset="imagenet-lt-a-absgd"))
     assert results["class_counts"][:2] == [24, 6] and results["class_counts"][999] == 2
     assert results["metrics"]["per_class"][2] is None
 
@@ -219,7 +218,7 @@ def test_inaturalist_in_two_stages(species, tmp_path, form):
             (root / f"iNaturalist18_{part}.txt").write_text("\n".join(lines))
         else:
             (root / f"{part}2018.json").write_text(json.dumps(as_competition(lines)))
-    results = inaturalist.main(flags(root, tmp_path / "out", "--preset", "absgd"))
+    results = train.main(flags(root, tmp_path / "out", preset="inaturalist-resnet50-absgd"))
     assert sum(results["class_counts"]) == 12 and len(results["class_counts"]) == 8142
     assert float(records_of(tmp_path / "out")[-1]["lam"]) == 10
     expected = species.parent / "expected_inaturalist.json"
@@ -230,43 +229,44 @@ def test_inaturalist_in_two_stages(species, tmp_path, form):
 
 
 @pytest.mark.parametrize(
-    ("recipe", "preset", "expected"),
+    ("preset", "expected"),
     [
-        (imagenet_lt, "a-absgd", ("resnet50", 90, 60, None, None, 0.2, 512)),
-        (imagenet_lt, "b-absgd", ("resnet50", 180, 90, None, ["fc"], 0.2, 512)),
-        (places_lt, "a-absgd", ("resnet152", 30, 0, None, None, 0.01, 512)),
-        (places_lt, "b-absgd", ("resnet152", 120, 90, ["layer4", "fc"], ["fc"], 0.01, 512)),
-        (inaturalist, "absgd", ("resnet50", 230, 200, None, ["layer4", "fc"], 0.2, 512)),
+        ("imagenet-lt-a", ("resnet50", 90, 60, None, None, 0.2, 512, 5e-4)),
+        ("imagenet-lt-b", ("resnet50", 180, 90, None, ["fc"], 0.2, 512, 5e-4)),
+        ("places-lt-a", ("resnet152", 30, 0, None, None, 0.01, 512, 5e-4)),
+        ("places-lt-b", ("resnet152", 120, 90, ["layer4", "fc"], ["fc"], 0.01, 512, 5e-4)),
+        ("inaturalist-resnet50", ("resnet50", 230, 200, None, ["layer4", "fc"], 0.2, 512, 1e-4)),
     ],
 )
-def test_presets_have_the_papers_settings(recipe, preset, expected, tmp_path):
-    args = recipe.parse(["--preset", preset, "--output-dir", str(tmp_path)])
+def test_presets_have_the_papers_settings(preset, expected, tmp_path):
+    args = train.parse(["--preset", f"{preset}-absgd", "--output-dir", str(tmp_path)])
     assert expected == (
         args.arch, args.epochs, args.stage_two, args.layers, args.stage_two_layers, args.lr,
-        args.batch_size,
+        args.batch_size, args.weight_decay,
     )  # fmt: skip
-    assert (args.weights == "imagenet") == (recipe is not imagenet_lt)
+    assert (args.pretrained == "imagenet") == (not preset.startswith("imagenet"))
+    assert args.colour_jitter == (0.0 if preset.startswith("inaturalist") else 0.4)
 
 
 # ---- a run can break off at any time
 
 
 def test_a_run_that_broke_off_ends_with_the_same_bits(places, whole_run, tmp_path):
-    args = flags(places, tmp_path, "--preset", "b-absgd", "--checkpoint-every", 1, "--resume")
-    break_off(places_lt.main, args, at=(1, 2))
-    places_lt.main([*args, "--workers", "2"])  # nor do workers change a bit
+    args = flags(places, tmp_path, "--checkpoint-every", 1, "--resume")
+    break_off(train.main, args, at=(1, 2))
+    train.main([*args, "--workers", "2"])  # nor do workers change a bit
     assert_same_run(tmp_path, whole_run)
 
 
 def test_a_full_disk_costs_no_checkpoint(places, whole_run, tmp_path, recipe):
     """The limit on file size makes writing fail as a full disk does, with part of it written."""
-    args = flags(places, tmp_path, "--preset", "b-absgd")
-    places_lt.main([*args, "--stop-epoch", "1"])
+    args = flags(places, tmp_path)
+    train.main([*args, "--stop-epoch", "1"])
     before = (tmp_path / "checkpoint.pt").read_bytes()
     limit = len(before) // 2
 
     process = recipe(
-        "places_lt.py", *args, "--resume",
+        "train.py", *args, "--resume",
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
     )  # fmt: skip
     output, _ = process.communicate(timeout=120)
@@ -275,7 +275,7 @@ def test_a_full_disk_costs_no_checkpoint(places, whole_run, tmp_path, recipe):
     assert (tmp_path / "checkpoint.pt").read_bytes() == before
     assert not list(tmp_path.glob("*.tmp"))
 
-    places_lt.main([*args, "--resume"])
+    train.main([*args, "--resume"])
     assert_same_run(tmp_path, whole_run)
 
 
@@ -294,17 +294,17 @@ def broken_places(places, tmp_path):
 
 
 def test_a_missing_folder(tmp_path, recipe):
-    output, _ = recipe("places_lt.py", *flags(tmp_path / "no", tmp_path / "out")).communicate()
+    output, _ = recipe("train.py", *flags(tmp_path / "no", tmp_path / "out")).communicate()
     assert output == f"error: no such list: {tmp_path / 'no' / 'Places_LT_train.txt'}\n"
 
 
 def test_inaturalist_without_images_or_without_a_split(species, tmp_path):
-    args = inaturalist.parse(flags(tmp_path, tmp_path / "out"))
+    args = train.parse(flags(tmp_path, tmp_path / "out", preset="inaturalist-resnet50-sgd"))
     with pytest.raises(FileNotFoundError, match="neither train_val2018/ nor 2018/"):
-        inaturalist.build(args)
+        train.build(args)
     (tmp_path / "2018").symlink_to(species / "train_val2018")
     with pytest.raises(FileNotFoundError, match=r"neither train2018.json nor iNaturalist18_train"):
-        inaturalist.build(args)
+        train.build(args)
 
 
 @pytest.mark.parametrize(
@@ -323,7 +323,7 @@ def test_a_list_that_is_wrong(places, tmp_path, line, error, message):
     with open(root / "Places_LT_train.txt", "a") as file:
         file.write(line + "\n")
     with pytest.raises(error, match=message):
-        places_lt.main(flags(root, tmp_path / "out"))
+        train.main(flags(root, tmp_path / "out"))
     assert not (tmp_path / "out").exists()
 
 
@@ -342,10 +342,10 @@ def test_a_competition_file_that_is_wrong(species, tmp_path, change, message):
     file = tmp_path / "train2018.json"
     file.write_text(json.dumps(content))
     with pytest.raises(ValueError, match=message):
-        inaturalist.read_competition(file, species / "train_val2018")
+        image_files.read_competition(file, species / "train_val2018")
     file.write_text("{")
     with pytest.raises(ValueError, match="not the competition's JSON"):
-        inaturalist.read_competition(file, species / "train_val2018")
+        image_files.read_competition(file, species / "train_val2018")
 
 
 def with_broken_image(places, tmp_path, content):
@@ -366,21 +366,22 @@ def test_an_image_that_cannot_be_decoded(places, tmp_path, decode, kind):
     content = {"empty": b"", "text": b"not an image", "cut": whole[: len(whole) // 2]}[kind]
     (tmp_path / "broken.jpg").write_bytes(content)
     with pytest.raises(ValueError, match=r"broken\.jpg cannot be decoded"):
-        image_lists.read_image(tmp_path / "broken.jpg", decode)
+        decode.read_image(tmp_path / "broken.jpg", decode)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_corrupt_image_is_named_and_costs_no_checkpoint(places, tmp_path, recipe, workers):
-    root = with_broken_image(places, tmp_path, b"not an image")
+    whole = next((places / "train" / "airfield").iterdir()).read_bytes()
+    root = with_broken_image(places, tmp_path, whole[: len(whole) // 2])
     args = flags(root, tmp_path / "out", "--checkpoint-every", 1, "--workers", workers)
-    output, _ = recipe("places_lt.py", *args).communicate(timeout=120)
+    output, _ = recipe("train.py", *args).communicate(timeout=120)
     assert output.splitlines()[-1].startswith("error:")
     assert f"{root / 'broken.jpg'} cannot be decoded" in output.splitlines()[-1]
     state = checkpoint.load(tmp_path / "out" / "checkpoint.pt")
     assert (state["epoch"], state["batch"]) == (0, 3)
 
     draw(root / "broken.jpg", 0, np.random.default_rng(0))
-    output, _ = recipe("places_lt.py", *args, "--resume").communicate(timeout=120)
+    output, _ = recipe("train.py", *args, "--resume").communicate(timeout=120)
     assert (tmp_path / "out" / "results.json").exists(), output
 
 
@@ -392,16 +393,16 @@ def test_both_decoders_read_the_same_pixels(tmp_path):
     Image.fromarray(pixels).save(tmp_path / "colour.png")
     Image.fromarray(pixels[:, :, 0]).save(tmp_path / "grey.png")
     for name in ("colour.png", "grey.png"):
-        ours = image_lists.read_image(tmp_path / name, "torchvision")
+        ours = decode.read_image(tmp_path / name, "torchvision")
         assert ours.shape == (3, 20, 30) and ours.dtype == torch.uint8
-        assert torch.equal(ours, image_lists.read_image(tmp_path / name, "pil"))
+        assert torch.equal(ours, decode.read_image(tmp_path / name, "pil"))
 
 
 def test_augmentation_is_a_function_of_seed_epoch_and_index(places):
-    images = image_lists.read_list(places / "Places_LT_train.txt", places, 365)
+    images = lists.read_list(places / "Places_LT_train.txt", places, 365)
 
     def batch(keys, seed=0):
-        return image_lists.Training(images, 32, "torchvision", seed).__getitems__(keys)[0]
+        return decode.Training(images, 32, "torchvision", 0.4, seed).__getitems__(keys)[0]
 
     torch.manual_seed(1)
     expected = torch.rand(3)
@@ -418,16 +419,22 @@ def test_weights_from_a_file(tmp_path):
     source = torchvision.models.resnet18()
     state = source.state_dict()
     torch.save({"state_dict": {f"module.{k}": v for k, v in state.items()}}, tmp_path / "w.pt")
-    network = image_recipe.build_network("resnet18", 365, str(tmp_path / "w.pt"), normed=False)
+    network = models.from_torchvision("resnet18", 365, str(tmp_path / "w.pt"), normed=False)
     ours = network.state_dict()
     assert all(torch.equal(ours[key], state[key]) for key in state if not key.startswith("fc."))
     assert ours["fc.weight"].shape == (365, 512)
     with pytest.raises(ValueError, match="of another network"):
-        image_recipe.build_network("resnet34", 365, str(tmp_path / "w.pt"), normed=False)
+        models.from_torchvision("resnet34", 365, str(tmp_path / "w.pt"), normed=False)
 
 
-def test_features_are_the_last_layers_inputs():
-    network = image_recipe.build_network("resnet18", 5, "none", normed=False).eval()
+@pytest.mark.parametrize("arch", ["resnet18", "mobilenet_v3_small", "squeezenet1_1"])
+def test_features_are_the_last_layers_inputs(arch):
+    """Of a network whose last layer has another name, too; without a linear one it is refused."""
+    if arch == "squeezenet1_1":
+        with pytest.raises(ValueError, match="its last layer is a AdaptiveAvgPool2d"):
+            models.from_torchvision(arch, 5, "none", normed=False)
+        return
+    network = models.from_torchvision(arch, 5, "none", normed=False).eval()
     images = torch.randn(2, 3, 32, 32)
     torch.testing.assert_close(network.fc(network.features(images)), network(images))
 
@@ -440,7 +447,9 @@ def test_features_are_the_last_layers_inputs():
     ],
 )
 def test_other_options(imagenet, tmp_path, more, capsys):
-    results = imagenet_lt.main(flags(imagenet, tmp_path, *more, "--profile"))
+    results = train.main(
+        flags(imagenet, tmp_path, *more, "--profile", preset="imagenet-lt-b-absgd")
+    )
     assert all(math.isfinite(r["loss"]) for r in records_of(tmp_path) if r["split"] == "train")
     assert results["split"] == ("validation" if "--validate" in more else "test")
     printed = capsys.readouterr().out
@@ -451,7 +460,7 @@ def test_other_options(imagenet, tmp_path, more, capsys):
 
 def test_a_layer_that_the_network_does_not_have(imagenet, tmp_path):
     with pytest.raises(ValueError, match="layer9"):
-        imagenet_lt.main(flags(imagenet, tmp_path, "--layers", "layer9"))
+        train.main(flags(imagenet, tmp_path, "--layers", "layer9", preset="imagenet-lt-a-sgd"))
 
 
 # ---- evaluation
