@@ -50,18 +50,20 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def chosen(cells: Sequence[Cell], only: Sequence[str]) -> list[Cell]:
-    """Those that match: a text that is in some row's name selects rows, and so for columns."""
-    rows = [text for text in only if any(text in cell.row for cell in cells)]
-    columns = [text for text in only if any(text in cell.column for cell in cells)]
-    unknown = set(only) - set(rows) - set(columns)
+    """Those that match: a text that is in some row's name selects rows, and so for columns; a whole
+    name selects that one alone."""
+    all_rows, all_columns = {c.row for c in cells}, {c.column for c in cells}
+    names = all_rows | all_columns
+    unknown = [text for text in only if not any(text in name for name in names)]
     if unknown:
-        names = sorted({c.row for c in cells} | {c.column for c in cells})
-        raise ValueError(f"--only {sorted(unknown)[0]!r}: in none of {'; '.join(names)}")
-    return [
-        cell for cell in cells
-        if (not rows or any(text in cell.row for text in rows))
-        and (not columns or any(text in cell.column for text in columns))
-    ]  # fmt: skip
+        raise ValueError(f"--only {unknown[0]!r}: in none of {'; '.join(sorted(names))}")
+
+    def matching(some: set[str]) -> set[str]:
+        found = {n for text in only for n in some if text == n or (text not in names and text in n)}
+        return found or some
+
+    rows, columns = matching(all_rows), matching(all_columns)
+    return [cell for cell in cells if cell.row in rows and cell.column in columns]
 
 
 class Plan:

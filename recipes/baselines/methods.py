@@ -143,6 +143,7 @@ class Applied(Changes):
 
     def __init__(self, method: Method, held_out: tuple[int, Held] | None = None) -> None:
         self.method, self.held_out = method, held_out
+        self.held_out_samples = held_out[0] if held_out else 0
         self.recovering: dro.Recover | None = None
 
     def criterion(self, run: Run, epoch: int) -> Any | None:

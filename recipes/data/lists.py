@@ -143,24 +143,37 @@ def read_folder(
     return Listed(root, paths, torch.tensor(targets), classes)
 
 
+# How files of images begin: JPEG, PNG, GIF, WebP in RIFF, TIFF.
+MAGIC = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF8", b"RIFF", b"II*\0", b"MM\0*")
+
+
 def check_headers(images: Listed) -> None:
-    """Opens every file and reads its header.
+    """Opens every file and reads its first bytes; where these do not tell an image, all of its
+    header.
 
     Raises:
         ValueError: some are no images; names the first of them and says how many there are.
     """
+    root = f"{images.root}{os.sep}"
 
     def fault(path: str) -> str | None:
         try:
-            with Image.open(images.root / path) as image:
+            with open(root + path, "rb", buffering=0) as file:
+                if file.read(16).startswith(MAGIC):
+                    return None
+            with Image.open(root + path) as image:
                 return None if min(image.size) > 0 else "it has no pixels"
         except (OSError, SyntaxError, ValueError) as error:
             return str(error).splitlines()[0] if str(error) else type(error).__name__
 
+    def faults(some: list[str]) -> list[tuple[str, str]]:
+        return [(path, why) for path in some for why in [fault(path)] if why]
+
+    paths = list(images.paths)
+    parts = [paths[i : i + 1000] for i in range(0, len(paths), 1000)]
     with ThreadPoolExecutor(8) as pool:  # a network drive answers several at once
-        found = [(path, why) for path, why in zip(images.paths, pool.map(fault, images.paths),
-                                                  strict=True) if why]  # fmt: skip
+        found = [each for part in pool.map(faults, parts) for each in part]
     if found:
         path, why = found[0]
         more = f", and {len(found) - 1} more" if len(found) > 1 else ""
-        raise ValueError(f"{images.root / path} is not an image that can be read ({why}){more}")
+        raise ValueError(f"{root}{path} is not an image that can be read ({why}){more}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from argparse import Namespace
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -97,7 +98,7 @@ def make_splits(args: Namespace, source: Source) -> Splits:
             f"--data {args.data} has nothing to test on: --validate 0.1 holds out a tenth of each "
             "class, or give it a test/ folder, or --test FILE"
         )
-    return Splits(train, "test", source.test)
+    return Splits(train, "test", functools.cache(source.test))
 
 
 def look_at(splits: Splits) -> list[str]:

@@ -33,8 +33,10 @@ def alarms(results: Results, records: Sequence[Record]) -> list[str]:
 
 
 def effective_share(records: Sequence[Record]) -> float | None:
-    """(Σp)²/(B·Σp²) of the last epoch."""
-    return next((r["ess"] for r in reversed(records) if r["split"] == "train"), None)
+    """(Σp)²/(B·Σp²) of the last epoch; 0 where all weights of a batch were 0: λ so small that they
+    underflow after a batch with larger losses."""
+    found = next((float(r["ess"]) for r in reversed(records) if r["split"] == "train"), None)
+    return 0.0 if found is not None and math.isnan(found) else found
 
 
 def batch_size(results: Results) -> int:

@@ -64,6 +64,8 @@ class Task:
 class Changes:
     """What a method changes in a run. This one changes nothing; see :mod:`baselines.methods`."""
 
+    held_out_samples = 0  # of the training set, to learn weights from
+
     def criterion(self, run: Run, epoch: int) -> Any | None:
         """The per-sample loss of an epoch, where the options do not name it."""
         return None
@@ -396,6 +398,7 @@ def conclude(run: Run, log: Log) -> dict[str, Any]:
         "metrics": metrics,
         "evaluated": len(targets),
         "class_counts": task.class_counts,
+        "held_out": run.changes.held_out_samples,
         "groups": report.groups_by_shots(task.class_counts),
         "config": options.config_of(args),
         "torch": torch.__version__,

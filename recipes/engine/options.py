@@ -144,6 +144,9 @@ def _faults(args: argparse.Namespace) -> Any:
         yield "--batch-size and --epochs must be >= 1"
     if args.stage_one and not args.stage_one.exists():
         yield f"--stage-one: no such file: {args.stage_one}"
+    takes_over = "over" in _arguments(ta.LamScheduler.__init__)
+    if args.lam_over and isinstance(args.lam, str) and not takes_over:
+        yield "--lam-over to a rule needs a torch_absgd whose LamScheduler takes over="
     if args.class_weights == "outside" and "weight" not in _arguments(ta.ABSGD.weigh):
         yield "--class-weights outside needs a torch_absgd whose weigh takes weight="
 

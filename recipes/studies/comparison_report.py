@@ -67,14 +67,9 @@ def _cost(cost: dict[str, float]) -> tuple[str, str]:
 def needs(name: str, run: Results) -> str:
     """What a method has to be given beside the training batches."""
     wanted = ["class counts"] if METHODS[name].reads_counts else []
-    if METHODS[name].held_out:
-        wanted.append(f"{held_out_samples(run)} held-out balanced samples")
+    if run.get("held_out"):
+        wanted.append(f"{run['held_out']} held-out balanced samples")
     return ", ".join(wanted) or "–"
-
-
-def held_out_samples(run: Results) -> int:
-    """META's: of each class --held-out, or of a small class a half, which training is left."""
-    return len(run["class_counts"]) * min(run["config"]["held_out"], min(run["class_counts"]))
 
 
 def plot_cost(results: Results, path: Path) -> None:
@@ -93,7 +88,7 @@ def plot_cost(results: Results, path: Path) -> None:
         right.barh(place, ratio, 0.62, color=colour, alpha=0.75,
                    xerr=[[ratio - low], [high - ratio]],
                    error_kw={"elinewidth": 0.8, "ecolor": "#333333"})  # fmt: skip
-        held_out = METHODS[name].held_out and held_out_samples(runs[name][0])
+        held_out = runs[name][0].get("held_out")
         extra = f"×, and {held_out} held-out samples" if held_out else "×"
         right.text(max(ratio, high), place, f"  {ratio:.2f}{extra}", va="center", fontsize=8)
     left.set_yticks(range(len(names)), [METHODS[name].title for name in names], fontsize=9)

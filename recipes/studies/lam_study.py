@@ -111,7 +111,11 @@ def one(words: list[str], directory: Path, shared: Path) -> Run:
     config = results["config"]
     lines = map(json.loads, (directory / "log.jsonl").read_text().splitlines())
     epochs = [
-        {"epoch": r["epoch"], "lam": float(r["lam"]), "effective": r["ess"]}
+        {
+            "epoch": r["epoch"],
+            "lam": float(r["lam"]),
+            "effective": float(np.nan_to_num(float(r["ess"]))),
+        }
         for r in lines
         if r["split"] == "train" and r["epoch"] >= config["stage_two"]
     ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -111,14 +112,20 @@ def wait_until_in_mid_epoch(process: subprocess.Popen[str], output: Path) -> Non
     raise AssertionError(f"no checkpoint within an epoch: {process.communicate()[0]}")
 
 
-def test_a_worker_dies_and_nothing_is_lost(
-    images: Path, tmp_path: Path, late_first_rank: Path
-) -> None:
-    calm = start(images, tmp_path / "calm")
-    output = finish(calm)
-    assert calm.returncode == 0, output
-    assert output.count("epoch   0") == 1, output  # one of the two prints
+@pytest.fixture(scope="module")
+def calm(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that was never stopped."""
+    output = tmp_path_factory.mktemp("calm") / "run"
+    process = start(images, output)
+    printed = finish(process)
+    assert process.returncode == 0, printed
+    assert printed.count("epoch   0") == 1, printed  # one of the two prints
+    return output
 
+
+def test_a_worker_dies_and_nothing_is_lost(
+    images: Path, calm: Path, tmp_path: Path, late_first_rank: Path
+) -> None:
     hit = start(images, tmp_path / "hit", path=str(late_first_rank))
     wait_until_in_mid_epoch(hit, tmp_path / "hit")
     os.kill(workers(hit)[-1], signal.SIGKILL)
@@ -126,8 +133,35 @@ def test_a_worker_dies_and_nothing_is_lost(
     assert hit.returncode == 0, output
     assert output.count("60 training samples") == 2, output  # it did start again
 
-    ours, expected = results(tmp_path / "hit"), results(tmp_path / "calm")
+    ours, expected = results(tmp_path / "hit"), results(calm)
     assert [name for name in expected if ours[name] != expected[name]] == []
+
+
+def test_all_are_killed_at_random_moments_and_resumed(
+    images: Path, calm: Path, tmp_path: Path
+) -> None:
+    """ABSGD_KILLS=20 kills twenty times."""
+    rng = random.Random(0)
+    for _ in range(int(os.environ.get("ABSGD_KILLS", "1"))):
+        process = start(images, tmp_path / "run", "--resume")
+        before = mtime(tmp_path / "run")
+        while process.poll() is None and mtime(tmp_path / "run") == before:
+            time.sleep(0.01)  # importing torch takes long, and is of no interest
+        time.sleep(rng.uniform(0, 1))
+        victims = [process.pid, *workers(process)] if process.poll() is None else []
+        for pid in victims:
+            os.kill(pid, signal.SIGKILL)
+        process.communicate()
+    last = start(images, tmp_path / "run", "--resume")
+    output = finish(last)
+    assert last.returncode == 0, output
+    ours, expected = results(tmp_path / "run"), results(calm)
+    assert [name for name in expected if ours[name] != expected[name]] == []
+
+
+def mtime(output: Path) -> float:
+    path = output / "checkpoint.pt"
+    return path.stat().st_mtime_ns if path.exists() else 0
 
 
 def test_two_processes_train_as_one(images: Path, tmp_path: Path) -> None:

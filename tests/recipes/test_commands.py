@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+import train
+
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 
 
@@ -32,3 +34,21 @@ def test_what_is_not_installed_is_named(package, monkeypatch):
     monkeypatch.setattr(package, "NEEDED", ("torchvision", "no_such_module"))
     with pytest.raises(SystemExit, match=r"no_such_module not found: pip install .*recipes"):
         package.train()
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (OSError(28, "No space left on device"), "error: [Errno 28] No space left on device"),
+        (ValueError("Caught in worker\n  trace\nValueError: a.jpg"), "error: ValueError: a.jpg"),
+        (RuntimeError("DataLoader worker (pid(s) 7) exited unexpectedly"), "--resume goes on"),
+        (FloatingPointError("the loss is not finite"), "error: the loss is not finite"),
+    ],
+)
+def test_what_breaks_in_the_middle_of_a_night_is_one_line(error, said):
+    def broken():
+        raise error
+
+    with pytest.raises(SystemExit) as end:
+        train.run(broken)
+    assert said in end.value.code and "\n" not in end.value.code

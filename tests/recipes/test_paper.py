@@ -54,8 +54,8 @@ def test_only_what_there_is(tmp_path):
 
 def test_a_small_table(small_data_dir, tmp_path, capsys):
     """Two methods that share stage one, one that is not plain, and data that are not at hand."""
-    words = ["table2", "--small", "--seeds", "0", "--only", "CB-CE", "10-LT 100", "100-LT 100",
-             "--limit", "20", "--epochs", "2", "--stage-two", "1", "--data-dir",
+    words = ["table2", "--small", "--seeds", "0", "--only", "CB-CE", "CIFAR-10-LT 10",
+             "CIFAR-100-LT 10", "--limit", "20", "--epochs", "2", "--stage-two", "1", "--data-dir",
              str(small_data_dir), "--device", "cpu", "--output-dir", str(tmp_path)]  # fmt: skip
     text = paper.main(words)
     assert "note: left out, cifar100" in capsys.readouterr().out

@@ -93,13 +93,16 @@ def test_validate_reports_on_a_part_of_the_training_set_and_reads_no_test_set(
     assert [r["split"] for r in records_of(tmp_path) if r["split"] != "train"] == ["validation"] * 2
 
 
-def test_what_was_logged_after_the_last_checkpoint_is_dropped(small_data_dir, whole_run, tmp_path):
+def test_what_was_logged_after_the_last_checkpoint_is_dropped(
+    small_data_dir, whole_run, tmp_path, recwarn
+):
     flags = options_for(small_data_dir, tmp_path, "--eval-every", 1, "--eval-split", "test")
     train.main([*flags, "--stop-epoch", "2"])
     with open(tmp_path / "log.jsonl", "a") as file:
         file.write('{"split": "train", "epoch": 2, "loss"')
     train.main([*flags, "--resume"])
     assert_same_run(tmp_path, whole_run)
+    assert not [w for w in recwarn if "lr_scheduler.step()" in str(w.message)]
 
 
 def test_workers_change_nothing(small_data_dir, whole_run, tmp_path):

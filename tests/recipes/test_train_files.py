@@ -164,6 +164,26 @@ def test_published_lists(published, tmp_path, name, num_classes, images, largest
     assert (counts.max(), counts.min()) == (largest, smallest)
 
 
+def test_a_dry_run_over_the_full_places_lists(published, tmp_path, capsys):
+    """62,500 images to train on and 36,500 to test on, by their published names."""
+    one = tmp_path / "one.jpg"
+    draw(one, 0, np.random.default_rng(0))
+    folders = set()
+    for name in ("Places_LT_train.txt", "Places_LT_test.txt"):
+        lines = published(name)
+        (tmp_path / name).write_text("\n".join(lines))
+        for line in lines:
+            path = f"{tmp_path}/{line.rpartition(' ')[0]}"
+            folder = os.path.dirname(path)
+            if folder not in folders:
+                os.makedirs(folder, exist_ok=True)
+                folders.add(folder)
+            os.symlink(one, path)
+    assert train.main(flags(tmp_path, tmp_path / "out", "--dry-run")) is None
+    printed = capsys.readouterr().out
+    assert "62500 training samples of 365 classes, per class 4980 to 5; 36500 to judge" in printed
+
+
 # ---- both stages, of every recipe
 
 

@@ -1,4 +1,4 @@
-"""imdb.py on real reviews and on made-up ones; the order of its batches; its network."""
+"""train.py on real reviews and on made-up ones; the order of its batches; its network."""
 
 import itertools
 import json
