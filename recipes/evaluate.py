@@ -24,11 +24,12 @@ from torch import Tensor
 
 import train
 from engine import checkpoint, loop, report
+from engine.run import Run
 
 SUMMARY = ("overall", "balanced", "many", "medium", "few")
 
 
-def restore(path: Path, words: Sequence[str]) -> tuple[loop.Run, dict[str, Any]]:
+def restore(path: Path, words: Sequence[str]) -> tuple[Run, dict[str, Any]]:
     """(the run with the checkpoint's network, the checkpoint).
 
     Args:
@@ -42,7 +43,7 @@ def restore(path: Path, words: Sequence[str]) -> tuple[loop.Run, dict[str, Any]]
     args.test = args.test and Path(args.test)
     args.pretrained = "none"  # the checkpoint has its own
     model, task, changes = train.build(args)
-    run = loop.Run(args, model, task, changes)
+    run = Run(args, model, task, changes)
     run.epoch, run.batch = state["epoch"], state["batch"]
     if (run.epoch, run.batch) > (args.stage_two, 0):
         run.enter_stage_two()

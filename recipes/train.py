@@ -33,6 +33,7 @@ from data.open import NAMES, look_at, make_splits, open_source
 from data.source import Source
 from data.subsets import Records, class_counts, take_balanced
 from engine import distributed, loop, options
+from engine.run import Task
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -138,7 +139,7 @@ def faults(args: argparse.Namespace) -> Any:
         args.data_dir = Path("data")
 
 
-def build(args: argparse.Namespace) -> tuple[nn.Module, loop.Task, Applied | None]:
+def build(args: argparse.Namespace) -> tuple[nn.Module, Task, Applied | None]:
     """The network, what there is to learn, and what --method changes; all data are looked at."""
     source = open_source(args)
     splits = make_splits(args, source)
@@ -166,9 +167,9 @@ def build(args: argparse.Namespace) -> tuple[nn.Module, loop.Task, Applied | Non
 
 def task_of(
     args: argparse.Namespace, source: Source, parts: dict[str, Records], judged_by: str
-) -> loop.Task:
+) -> Task:
     train = parts["train"]
-    return loop.Task(
+    return Task(
         source.training(train, args.seed),
         source.batches(train, args.batch_size, args.seed),
         train.targets,

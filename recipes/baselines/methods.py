@@ -21,8 +21,8 @@ from baselines import classifiers, dro, meta
 from baselines.samplers import ClassBatches
 from data.order import EpochBatches, seed_of
 from engine import loop
-from engine.loop import Changes, Run
 from engine.options import ClassWeighted
+from engine.run import Changes, Run
 
 Args = argparse.Namespace
 Held = Callable[[Tensor], tuple[Tensor, Tensor]]  # from indices to inputs and targets held out
@@ -175,7 +175,7 @@ class Applied(Changes):
 
     def step(self, run: Run, criterion: Any, inputs: Tensor, targets: Tensor) -> None:
         if not run.in_stage_two or self.method.step in ("plain", "no_momentum"):
-            loop.train_step(run, criterion, inputs, targets)
+            run.train_step(criterion, inputs, targets)
         else:
             getattr(self, self.method.step)(run, criterion, inputs, targets)
 
@@ -214,7 +214,7 @@ class Applied(Changes):
 
     def _weighted_step(self, run: Run, criterion: Any, x: Tensor, y: Tensor, p: Tensor) -> None:
         weighted = ClassWeighted(lambda logits, targets: p * criterion(logits, targets))
-        loop.train_step(run, weighted, x, y)
+        run.train_step(weighted, x, y)
 
     def finish(self, run: Run) -> None:
         if self.method.finish is None:

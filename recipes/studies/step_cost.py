@@ -14,7 +14,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 import train
-from engine import loop
+from engine.run import Run
 
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler reports its every start otherwise
 
@@ -59,19 +59,19 @@ def _summary(own: list[float], sgd: list[float], memory: int) -> dict[str, float
     return {"ratio": middle, "low": low, "high": high, "seconds": seconds, "memory": memory}
 
 
-def _begun(words: Sequence[str]) -> loop.Run:
+def _begun(words: Sequence[str]) -> Run:
     """At the first step of stage two, untrained."""
     args = train.parse([*words, "--output-dir", "-"])
     torch.manual_seed(args.seed)
     with contextlib.redirect_stdout(None):
-        run = loop.Run(args, *train.build(args))
+        run = Run(args, *train.build(args))
     run.epoch = args.stage_two
     run.begin_epoch()
     run.model.train()
     return run
 
 
-def _step(run: loop.Run, inputs: torch.Tensor, targets: torch.Tensor) -> None:
+def _step(run: Run, inputs: torch.Tensor, targets: torch.Tensor) -> None:
     run.changes.step(run, run.criterion(), inputs, targets)
 
 
@@ -86,7 +86,7 @@ def _clock(device: str) -> Callable[[], float]:
     return clock
 
 
-def peak_memory(begin: Callable[[], loop.Run], device: str) -> int:
+def peak_memory(begin: Callable[[], Run], device: str) -> int:
     """Bytes of tensors alive at once, at most, in beginning a run and taking two steps."""
 
     def work() -> None:

@@ -5,10 +5,10 @@ import math
 from dataclasses import replace
 
 import pytest
-import report
 import torch
 
 import digits_lt
+from engine import report
 
 
 @pytest.fixture

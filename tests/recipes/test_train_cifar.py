@@ -13,7 +13,8 @@ import models
 import train
 from data import memory, named
 from data.source import Source
-from engine import checkpoint, folder, loop, options
+from engine import checkpoint, folder, options
+from engine.run import Run
 
 SMALL = [
     "--data", "cifar10", "--imbalance", "lt", "--imbalance-ratio", "8", "--arch", "resnet8",
@@ -227,7 +228,7 @@ def test_checkpoints_of_the_scripts_before_are_taken_over(tmp_path):
                            list("abcdefghij"))  # fmt: skip
     source = Source(images, lambda: images, ("image", 3), memory.CropAndFlip, None)
     task = train.task_of(args, source, {"train": images, "test": images}, "test")
-    run = loop.Run(args, models.build("resnet32", 10), task)
+    run = Run(args, models.build("resnet32", 10), task)
     args.compile = True
     run.take_over(state)
     run.begin_epoch()

@@ -18,7 +18,7 @@ import torch_absgd as ta
 import train
 from data import text
 from data.order import EpochBatches
-from engine import loop
+from engine.run import Run
 
 SMALL = [
     "--preset", "imdb-absgd-ce",
@@ -232,10 +232,13 @@ def test_evaluate_finds_the_same_numbers(reviews, whole_run, tmp_path, capsys):
 
 def test_online_every_review_is_trained_on_once(reviews, tmp_path, monkeypatch):
     seen = []
-    train_step = loop.train_step
-    monkeypatch.setattr(
-        loop, "train_step", lambda run, c, x, y: (seen.append(len(y)), train_step(run, c, x, y))
-    )
+    train_step = Run.train_step
+
+    def counted(run, criterion, inputs, targets):
+        seen.append(len(targets))
+        train_step(run, criterion, inputs, targets)
+
+    monkeypatch.setattr(Run, "train_step", counted)
     results = train.main(
         options_for(reviews, tmp_path, "--preset", "imdb-online-absgd-focal", "--keep", "neg:0.5")
     )
