@@ -197,7 +197,7 @@ class Run:
 
     def take_over(self, state: dict[str, Any]) -> None:
         """Goes on from the end of another run's stage one, with this run's options: where stage one
-        was at λ = ∞, its momentum is taken, and not its weight decay, γ or α."""
+        was at λ = ∞, of its optimizer the momentum alone is taken."""
         self.check(state, options.may_differ_after_stage_one(self.args, state["config"]))
         if (state["epoch"], state["batch"]) > (self.args.stage_two, 0):
             raise ValueError(
@@ -213,6 +213,8 @@ class Run:
             self.optimizer.load_state_dict({"state": momentum, "param_groups": own})
         else:
             self.optimizer.load_state_dict(state["optimizer"])
+            for group in self.optimizer.param_groups:
+                group["weight_decay"] = self.args.weight_decay
             self.lam_schedule.load_state_dict(state["lam_schedule"])
         if self.batch:
             self.meter.load_state_dict(state["meter"])

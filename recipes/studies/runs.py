@@ -31,17 +31,18 @@ def run(words: Sequence[str], directory: Path, shared: Path) -> Results:
     """
     words = [*words, "--output-dir", str(directory)]
     args = train.parse([*words, "--resume"])
-    if is_finished(args, directory):
-        return json.loads((directory / "results.json").read_text())
+    results = directory / "results.json"
+    if is_finished(args, results):
+        return json.loads(results.read_text())
     print(f"\n{directory}: train.py {' '.join(words)}", flush=True)
     if shares_stage_one(args) and not (directory / "checkpoint.pt").exists():
         words += ["--stage-one", str(stage_one(args, words, shared))]
-    return train.main([*words, "--resume"])
+    train.main([*words, "--resume"])
+    return json.loads(results.read_text())
 
 
-def is_finished(args: Namespace, directory: Path) -> bool:
+def is_finished(args: Namespace, path: Path) -> bool:
     """Raises ValueError if the results are of other options."""
-    path = directory / "results.json"
     if not path.exists():
         return False
     theirs = json.loads(path.read_text())["config"]

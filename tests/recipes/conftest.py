@@ -104,6 +104,14 @@ class Forked:
 
 
 @pytest.fixture
+def no_pictures(monkeypatch):
+    """Most of a tiny run's time goes into its plots."""
+    from engine import report
+
+    monkeypatch.setattr(report, "plot_run", lambda *_: None)
+
+
+@pytest.fixture
 def recipe(tmp_path_factory):
     """Runs a recipe as a process of its own: recipe("train.py", *options)."""
     started = []

@@ -15,6 +15,8 @@ from runs import assert_same_run
 
 import train
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
+
 KILLS = int(os.environ.get("ABSGD_KILLS", "2"))
 COMMON = ["--epochs", "4", "--stage-two", "2", "--lr-milestones", "2", "--warmup-epochs", "1",
           "--lr", "0.05", "--lam", "1", "--checkpoint-every", "1", "--device", "cpu",

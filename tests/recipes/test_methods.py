@@ -10,6 +10,8 @@ from baselines.methods import METHODS
 from engine import checkpoint, report
 from studies import runs
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
+
 DIGITS = ["--data", "digits", "--imbalance", "lt", "--imbalance-ratio", "20", "--epochs", "3",
           "--stage-two", "1", "--lr-milestones", "1", "--lr-factor", "0.5", "--warmup-epochs", "0",
           "--batch-size", "64", "--lr", "0.1", "--device", "cpu", "--lam", "1"]  # fmt: skip

@@ -11,7 +11,10 @@ from data import tables
 from data.subsets import choose
 
 # torchvision's decoders are to give way to torchcodec's one day; recipes then decode with PIL.
-pytestmark = pytest.mark.filterwarnings("ignore:The image decoding and encoding")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:The image decoding and encoding"),
+    pytest.mark.usefixtures("no_pictures"),
+]
 
 TINY = ["--arch", "resnet18", "--image-size", "32", "--batch-size", "8", "--epochs", "1",
         "--stage-two", "0", "--warmup-epochs", "0", "--device", "cpu", "--lr", "0.01"]  # fmt: skip
@@ -225,6 +228,16 @@ def test_a_test_table_lacks_a_column(patients, tmp_path):
     (tmp_path / "test.csv").write_text("age,outcome\n30,ill\n")
     with pytest.raises(ValueError, match=r"test\.csv has no column town"):
         train.main(table_flags(patients, "--test", tmp_path / "test.csv"))
+
+
+def test_ten_thousand_classes(tmp_path, capsys):
+    rows = [f"{i % 7},{i % 10_000}" for i in range(20_000)]
+    (tmp_path / "many.csv").write_text("\n".join(["x,outcome", *rows]))
+    words = table_flags(tmp_path / "many.csv", "--validate", 0.5, "--batch-size", 5000, "--hidden",
+                        4, "--epochs", 1, "--stage-two", 0)  # fmt: skip
+    results = train.main(words)
+    assert results["class_counts"] == [1] * 10_000 and results["evaluated"] == 10_000
+    assert "| …     | 9960 more" in capsys.readouterr().out
 
 
 def test_parquet_is_read_as_csv_is(patients, tmp_path):

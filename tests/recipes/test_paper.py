@@ -52,7 +52,7 @@ def test_only_what_there_is(tmp_path):
         paper.main(["table1", "--only", "CB-Fokal", "--output-dir", str(tmp_path)])
 
 
-def test_a_small_table(small_data_dir, tmp_path, capsys):
+def test_a_small_table(small_data_dir, tmp_path, capsys, no_pictures):
     """Two methods that share stage one, one that is not plain, and data that are not at hand."""
     words = ["table2", "--small", "--seeds", "0", "--only", "CB-CE", "CIFAR-10-LT 10",
              "CIFAR-100-LT 10", "--limit", "20", "--epochs", "2", "--stage-two", "1", "--data-dir",

@@ -13,7 +13,7 @@ import models
 import train
 from data import memory, named
 from data.source import Source
-from engine import checkpoint, folder, options
+from engine import checkpoint, folder
 from engine.run import Run
 
 SMALL = [
@@ -146,7 +146,7 @@ def test_a_folder_is_not_overwritten_and_other_options_do_not_resume(
         ("--optimizer", "sgd", "--channels-last"),
     ],
 )
-def test_other_options(small_data_dir, tmp_path, flags):
+def test_other_options(small_data_dir, tmp_path, flags, no_pictures):
     results = train.main(options_for(small_data_dir, tmp_path, *flags, "--limit", 24))
     training = records_of(tmp_path)
     assert all(math.isfinite(record["loss"]) for record in training)
@@ -200,15 +200,20 @@ def test_stage_two_has_its_own_gamma_alpha_weight_decay_and_factor(small_data_di
 @pytest.mark.parametrize(
     "more", [("--lr", 0.1), ("--momentum", 0.5), ("--lr-milestones", 1), ("--seed", 1)]
 )
-def test_another_stage_one_is_refused(small_data_dir, tmp_path, more):
+def test_another_stage_one_is_refused(small_data_dir, tmp_path, more, no_pictures):
     with pytest.raises(ValueError, match="other options"):
         stage_one(small_data_dir, tmp_path, *more)
 
 
 def test_a_finite_lam_in_stage_one_keeps_gamma_and_alpha(small_data_dir, tmp_path):
-    start = options_for(small_data_dir, "-", "--lam-start", 2)
-    args = train.parse(start)
-    assert not {"gamma", "alpha"} & options.may_differ_after_stage_one(args, {})
+    first = ("--lam-start", 2, "--limit", 24, "--momentum", 0)
+    train.main(options_for(small_data_dir, tmp_path / "first", *first, "--stop-epoch", 2))
+    flags = [*first, "--stage-one", tmp_path / "first" / "checkpoint.pt", "--weight-decay", 0.5]
+    with pytest.raises(ValueError, match=r"gamma = None, here 0\.5"):
+        train.main(options_for(small_data_dir, tmp_path / "other", *flags, "--gamma", 0.5))
+    train.main(options_for(small_data_dir, tmp_path / "second", *flags))
+    (group,) = checkpoint.load(tmp_path / "second" / "checkpoint.pt")["optimizer"]["param_groups"]
+    assert group["weight_decay"] == 0.5
 
 
 def test_checkpoints_of_the_scripts_before_are_taken_over(tmp_path):
