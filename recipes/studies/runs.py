@@ -47,7 +47,9 @@ def is_finished(args: Namespace, path: Path) -> bool:
         return False
     theirs = json.loads(path.read_text())["config"]
     ours = report.jsonable(options.config_of(args))
-    differ = sorted(k for k in ours if k != "arch" and theirs.get(k) != ours[k])
+    if args.arch is None:
+        del ours["arch"]  # the default of the data
+    differ = sorted(k for k in ours if theirs.get(k) != ours[k])
     if differ:
         raise ValueError(
             f"{path} is of a run with other options ({', '.join(differ)}): "

@@ -101,7 +101,7 @@ def results(output: Path) -> dict[str, Any]:
 
 def wait_until_in_mid_epoch(process: subprocess.Popen[str], output: Path) -> None:
     """Until there is a checkpoint of the second epoch or a later one, that is not of its end."""
-    path, deadline = output / "checkpoint.pt", time.monotonic() + 120
+    path, deadline = output / "checkpoint.pt", time.monotonic() + 240
     while time.monotonic() < deadline and process.poll() is None:
         if path.exists():
             state = torch.load(path, weights_only=True)  # always whole: it is renamed into place
