@@ -30,9 +30,9 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import MultiStepLR
 from tqdm import tqdm
 
-import report
 import torch_absgd as ta
-from data import with_label_noise
+from data.noise import with_label_noise
+from engine import report
 
 CLASSES, BATCH_SIZE, GAMMA = 10, 64, 0.9
 

@@ -3,15 +3,14 @@
     python recipes/evaluate.py runs/places-b/checkpoint.pt --data-dir places365_standard
 
 Prints a table of all classes, writes confusion.png and evaluation.json beside the checkpoint, and
-says whether the run's results.json holds the same numbers: if not, the exit status is 1. The recipe
-and its options are read from the checkpoint; --data-dir, --lists-dir, --device and --workers may be
-given as to the recipe.
+says whether the run's results.json holds the same numbers: if not, the exit status is 1. The
+options are read from the checkpoint; --data-dir, --lists-dir, --device and --workers may be given
+as to train.py.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib
 import json
 import sys
 from collections.abc import Sequence
@@ -23,34 +22,35 @@ import numpy as np
 from sklearn.metrics import confusion_matrix
 from torch import Tensor
 
-import checkpoint
-import engine
-import report
+import train
+from engine import checkpoint, loop, report
+from engine.run import Run
 
 SUMMARY = ("overall", "balanced", "many", "medium", "few")
 
 
-def restore(path: Path, words: Sequence[str]) -> tuple[engine.Run, dict[str, Any]]:
+def restore(path: Path, words: Sequence[str]) -> tuple[Run, dict[str, Any]]:
     """(the run with the checkpoint's network, the checkpoint).
 
     Args:
-        words: further options of the recipe; those that its numbers depend on are the checkpoint's.
-
-    Raises:
-        ValueError: the checkpoint does not say which recipe it is of.
+        words: further options of train.py; those that its numbers depend on are the checkpoint's.
     """
     state = checkpoint.load(path)
-    config = state["config"]
-    if "recipe" not in config:
-        raise ValueError(f"{path} does not say which recipe it is of")
-    recipe = importlib.import_module(config["recipe"])
-    args = recipe.parse(["--output-dir", str(path.parent), *words])
+    config = dict(state["config"])
+    config.setdefault("data", config.pop("dataset", None))  # as it was called before
+    args = train.parse(["--data", config["data"], "--output-dir", str(path.parent), *words])
     vars(args).update(config)
-    if "weights" in config:
-        args.weights = "none"  # the checkpoint has its own
-    model, task = recipe.build(args)
-    model.load_state_dict(state["model"])
-    return engine.Run(args, model, task), state
+    args.test = args.test and Path(args.test)
+    args.pretrained = "none"  # the checkpoint has its own
+    model, task, changes = train.build(args)
+    run = Run(args, model, task, changes)
+    run.epoch, run.batch = state["epoch"], state["batch"]
+    if (run.epoch, run.batch) > (args.stage_two, 0):
+        run.enter_stage_two()
+    run.model.load_state_dict(state["model"])
+    if run.epoch == args.epochs:
+        run.changes.finish(run)
+    return run, state
 
 
 def table(metrics: dict[str, Any], training: Sequence[int], test: Sequence[int],
@@ -116,14 +116,14 @@ def disagreements(metrics: dict[str, Any], results: dict[str, Any]) -> list[str]
 def evaluate(path: Path, split: str | None, directory: Path, words: Sequence[str]) -> list[str]:
     """Prints and writes what the module says; returns the disagreements with results.json."""
     run, state = restore(path, words)
-    split = split or ("validation" if run.args.validate else "test")
-    if split == "validation" and not run.args.validate:
-        raise ValueError("this run held out no validation split (--validate): --split test")
-    logits, targets = engine.predict(run, split)
+    split = split or run.task.judged_by
+    if split not in ("train", run.task.judged_by):
+        raise ValueError(f"this run is judged by its {run.task.judged_by} split, not by {split}")
+    logits, targets = loop.predict(run, split)
     predictions = logits.argmax(1)
     training = run.task.class_counts
     metrics = report.metrics(targets, predictions, report.groups_by_shots(training))
-    classes = list(run.task.classes or map(str, range(len(training))))
+    classes = list(map(str, run.task.classes))
     evaluated = targets.bincount(minlength=len(training)).tolist()
     print(table(metrics, training, evaluated, classes))
     print(f"\n{path}, after {state['epoch']} epochs: {split} {report.line(metrics)}")
@@ -150,7 +150,7 @@ def main(argv: Sequence[str] | None = None) -> list[str]:
         allow_abbrev=False,
     )  # fmt: skip
     parser.add_argument("checkpoint", type=Path)
-    parser.add_argument("--split", choices=("validation", "test"),
+    parser.add_argument("--split", choices=("validation", "test", "train"),
                         help="default: the one that the run reports on")  # fmt: skip
     parser.add_argument("--output-dir", type=Path, help="default: the checkpoint's folder")
     args, words = parser.parse_known_args(argv)

@@ -1,12 +1,17 @@
-"""The residual networks for CIFAR of He et al. 2016, Section 4.2, with shortcuts of option A.
+"""The networks of the recipes. Each has a last layer ``fc``, whose inputs ``features`` gives.
 
-ResNet-(6n+2): a 3×3 convolution, three stages of n blocks with 16, 32, 64 channels, global average
-pooling and a linear layer; 0.46 M parameters for ResNet-32.
+CIFAR's are those of He et al. 2016, Section 4.2, with shortcuts of option A: ResNet-(6n+2) is a 3×3
+convolution, three stages of n blocks with 16, 32, 64 channels, global average pooling and a linear
+layer; 0.46 M parameters for ResNet-32. Any network of torchvision will do for larger images, an MLP
+for vectors and a bidirectional LSTM for texts.
 """
 
 from __future__ import annotations
 
+from argparse import Namespace
+
 import torch
+import torchvision
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -75,8 +80,178 @@ class CifarResNet(nn.Module):
         return self.fc(self.features(x))
 
 
-ARCHS = {f"resnet{depth}": depth for depth in (8, 14, 20, 32, 44, 56, 110)}
+class MLP(nn.Module):
+    """Vectors [N, D] to logits [N, C]: one hidden layer; ``features`` gives [N, hidden]."""
+
+    def __init__(self, width: int, hidden: int, num_classes: int, normed: bool = False) -> None:
+        super().__init__()
+        self.hidden = nn.Linear(width, hidden)
+        self.fc = (ta.NormedLinear if normed else nn.Linear)(hidden, num_classes)
+
+    def features(self, x: Tensor) -> Tensor:
+        return self.hidden(x).relu()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.features(x))
+
+
+PADDING = 0  # the id of no word
+
+
+class BiLSTM(nn.Module):
+    """Word ids [B, T], padded at the end, to logits [B, C]; ``features`` gives [B, 2·hidden].
+
+    A bidirectional LSTM, the maximum of its outputs over the text, dropout and a linear layer.
+    The backward direction is an LSTM over each text reversed in place, padding still at its end:
+    what comes after a text cannot touch it, so nothing need be packed. The outputs are those of
+    a packed ``nn.LSTM(bidirectional=True)``, for which torch has no fused kernel on the CPU.
+    """
+
+    def __init__(
+        self,
+        num_words: int,
+        num_classes: int = 2,
+        embedding: int = 64,
+        hidden: int = 64,
+        dropout: float = 0.2,
+        normed: bool = False,
+    ) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(num_words, embedding, padding_idx=PADDING)
+        self.forwards = nn.LSTM(embedding, hidden, batch_first=True)
+        self.backwards = nn.LSTM(embedding, hidden, batch_first=True)
+        self.dropout = nn.Dropout(dropout)
+        self.fc = (ta.NormedLinear if normed else nn.Linear)(2 * hidden, num_classes)
+
+    def features(self, words: Tensor) -> Tensor:
+        is_word = words != PADDING
+        length = is_word.sum(1, keepdim=True)
+        position = torch.arange(words.shape[1], device=words.device).expand(words.shape)
+        reverse = torch.where(is_word, length - 1 - position, position)
+        ahead, _ = self.forwards(self.embedding(words))
+        back, _ = self.backwards(self.embedding(words.gather(1, reverse)))
+        outputs = torch.cat([ahead, back], 2).masked_fill(~is_word[:, :, None], -torch.inf)
+        return outputs.amax(1)
+
+    def forward(self, words: Tensor) -> Tensor:
+        return self.fc(self.dropout(self.features(words)))
+
+
+# ---- networks of torchvision
+
+
+class Features(nn.Module):
+    """The inputs of ``model.fc``, which is the last layer of all."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = (model,)  # not a submodule: its parameters are the model's
+
+    def forward(self, images: Tensor) -> Tensor:
+        (model,), seen = self.model, []
+        handle = model.fc.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+        try:
+            model(images)
+        finally:
+            handle.remove()
+        return seen[0]
+
+
+def from_torchvision(arch: str, num_classes: int, pretrained: str, normed: bool) -> nn.Module:
+    """torchvision's network with a last layer ``fc`` for ``num_classes``.
+
+    Args:
+        pretrained: "none", "imagenet" (torchvision's weights, fetched at first use) or a file.
+
+    Raises:
+        ValueError: torchvision has no such network, its last layer is not a linear one, or the file
+            of weights does not fit.
+    """
+    if arch not in torchvision.models.list_models(torchvision.models):
+        raise ValueError(f"--arch: torchvision.models has no {arch!r}, nor have the recipes")
+    weights = "IMAGENET1K_V1" if pretrained == "imagenet" else None
+    network = torchvision.models.get_model(arch, weights=weights)
+    name, last = [(n, m) for n, m in network.named_modules() if not list(m.children())][-1]
+    if not isinstance(last, nn.Linear):
+        raise ValueError(f"--arch {arch}: its last layer is a {type(last).__name__}, not linear")
+    if name == "fc":
+        network.fc = (ta.NormedLinear if normed else nn.Linear)(last.in_features, num_classes)
+    else:
+        network = Headed(network, name, last.in_features, num_classes, normed)
+    if pretrained not in ("none", "imagenet"):
+        load_weights(network, pretrained)
+    network.features = Features(network)
+    return network
+
+
+class Headed(nn.Module):
+    """A network whose last layer has another name than ``fc``: that one passes its input on."""
+
+    def __init__(
+        self, network: nn.Module, name: str, width: int, num_classes: int, normed: bool
+    ) -> None:
+        super().__init__()
+        network.set_submodule(name, nn.Identity())
+        self.body = network
+        self.fc = (ta.NormedLinear if normed else nn.Linear)(width, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.body(x))
+
+
+def load_weights(network: nn.Module, file: str) -> None:
+    """A state_dict, itself or under "state_dict" or "model", with or without DDP's "module."; all
+    of it must fit but the last layer, which is left out."""
+    state = torch.load(file, map_location="cpu", weights_only=True)
+    for name in ("state_dict", "model"):
+        state = state.get(name, state)
+    state = {key.removeprefix("module."): value for key, value in state.items()}
+    if isinstance(network, Headed):
+        state = {f"body.{key}": value for key, value in state.items()}
+    expected = {key: value for key, value in network.state_dict().items() if key[:3] != "fc."}
+    state = {key: value for key, value in state.items() if key[:3] != "fc."}
+    if isinstance(network, Headed):  # its last layer goes by another name
+        state = {key: value for key, value in state.items() if key in expected}
+    wrong = {
+        key
+        for key in expected.keys() | state.keys()
+        if key not in expected or key not in state or expected[key].shape != state[key].shape
+    }
+    if wrong:
+        raise ValueError(
+            f"--pretrained {file} is of another network: {', '.join(sorted(wrong)[:5])}"
+        )
+    network.load_state_dict(state, strict=False)
+
+
+# ---- by name
+
+ARCHS = {f"resnet{depth}": depth for depth in (8, 14, 20, 32, 44, 56, 110)}  # CIFAR's
 
 
 def build(arch: str, num_classes: int, normed: bool = False) -> CifarResNet:
     return CifarResNet(ARCHS[arch], num_classes, normed)
+
+
+def default_arch(kind: str, small_images: bool) -> str:
+    """For ("image", "vector" or "text") inputs."""
+    return {"vector": "mlp", "text": "lstm"}.get(kind, "resnet32" if small_images else "resnet50")
+
+
+def network(args: Namespace, inputs: tuple[str, int], num_classes: int) -> nn.Module:
+    """What --arch names, for inputs of (kind, width) as :class:`data.source.Source` has them.
+
+    Raises:
+        ValueError: the network is not for such inputs.
+    """
+    kind, width = inputs
+    normed = args.loss == "ldam"
+    if (args.arch in ("mlp", "lstm")) != (kind != "image"):
+        raise ValueError(f"--arch {args.arch} is not for {kind} inputs: leave it out")
+    if kind == "vector":
+        return MLP(width, args.hidden or 64, num_classes, normed)
+    if kind == "text":
+        return BiLSTM(width, num_classes, args.embedding, args.hidden or 128, args.dropout, normed)
+    if args.arch in ARCHS and args.pretrained == "none":
+        return build(args.arch, num_classes, normed)
+    return from_torchvision(args.arch, num_classes, args.pretrained, normed)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -17,7 +18,8 @@ from PIL import Image
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 OPTIONS = [
-    "--arch", "resnet8", "--imbalance", "none", "--epochs", "4", "--stage-two", "2", "--lam", "1",
+    "--data", "cifar10", "--keep-going", "--arch", "resnet8", "--imbalance", "none",
+    "--epochs", "4", "--stage-two", "2", "--lam", "1",
     "--lr", "0.02", "--warmup-epochs", "0", "--batch-size", "16", "--checkpoint-every", "2",
 ]  # fmt: skip
 
@@ -59,7 +61,7 @@ def start(
 ) -> subprocess.Popen[str]:
     command = [
         sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2",
-        "--max-restarts=1", "--monitor-interval=0.1", str(RECIPES / "cifar_lt.py"),
+        "--max-restarts=1", "--monitor-interval=0.1", str(RECIPES / "train.py"),
         "--data-dir", str(images), "--output-dir", str(output), *OPTIONS, *options,
     ]  # fmt: skip
     paths = [p for p in (path, os.environ.get("PYTHONPATH")) if p]
@@ -99,7 +101,7 @@ def results(output: Path) -> dict[str, Any]:
 
 def wait_until_in_mid_epoch(process: subprocess.Popen[str], output: Path) -> None:
     """Until there is a checkpoint of the second epoch or a later one, that is not of its end."""
-    path, deadline = output / "checkpoint.pt", time.monotonic() + 120
+    path, deadline = output / "checkpoint.pt", time.monotonic() + 240
     while time.monotonic() < deadline and process.poll() is None:
         if path.exists():
             state = torch.load(path, weights_only=True)  # always whole: it is renamed into place
@@ -110,23 +112,56 @@ def wait_until_in_mid_epoch(process: subprocess.Popen[str], output: Path) -> Non
     raise AssertionError(f"no checkpoint within an epoch: {process.communicate()[0]}")
 
 
-def test_a_worker_dies_and_nothing_is_lost(
-    images: Path, tmp_path: Path, late_first_rank: Path
-) -> None:
-    calm = start(images, tmp_path / "calm")
-    output = finish(calm)
-    assert calm.returncode == 0, output
-    assert output.count("epoch   0") == 1, output  # one of the two prints
+@pytest.fixture(scope="module")
+def calm(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that was never stopped."""
+    output = tmp_path_factory.mktemp("calm") / "run"
+    process = start(images, output)
+    printed = finish(process)
+    assert process.returncode == 0, printed
+    assert printed.count("epoch   0") == 1, printed  # one of the two prints
+    return output
 
+
+def test_a_worker_dies_and_nothing_is_lost(
+    images: Path, calm: Path, tmp_path: Path, late_first_rank: Path
+) -> None:
     hit = start(images, tmp_path / "hit", path=str(late_first_rank))
     wait_until_in_mid_epoch(hit, tmp_path / "hit")
     os.kill(workers(hit)[-1], signal.SIGKILL)
     output = finish(hit)
     assert hit.returncode == 0, output
-    assert output.count("60 training images") == 2, output  # it did start again
+    assert output.count("60 training samples") == 2, output  # it did start again
 
-    ours, expected = results(tmp_path / "hit"), results(tmp_path / "calm")
+    ours, expected = results(tmp_path / "hit"), results(calm)
     assert [name for name in expected if ours[name] != expected[name]] == []
+
+
+def test_all_are_killed_at_random_moments_and_resumed(
+    images: Path, calm: Path, tmp_path: Path
+) -> None:
+    """ABSGD_KILLS=20 kills twenty times."""
+    rng = random.Random(0)
+    for _ in range(int(os.environ.get("ABSGD_KILLS", "1"))):
+        process = start(images, tmp_path / "run", "--resume")
+        before = mtime(tmp_path / "run")
+        while process.poll() is None and mtime(tmp_path / "run") == before:
+            time.sleep(0.01)  # importing torch takes long, and is of no interest
+        time.sleep(rng.uniform(0, 1))
+        victims = [process.pid, *workers(process)] if process.poll() is None else []
+        for pid in victims:
+            os.kill(pid, signal.SIGKILL)
+        process.communicate()
+    last = start(images, tmp_path / "run", "--resume")
+    output = finish(last)
+    assert last.returncode == 0, output
+    ours, expected = results(tmp_path / "run"), results(calm)
+    assert [name for name in expected if ours[name] != expected[name]] == []
+
+
+def mtime(output: Path) -> float:
+    path = output / "checkpoint.pt"
+    return path.stat().st_mtime_ns if path.exists() else 0
 
 
 def test_two_processes_train_as_one(images: Path, tmp_path: Path) -> None:
@@ -134,7 +169,7 @@ def test_two_processes_train_as_one(images: Path, tmp_path: Path) -> None:
     two = start(images, tmp_path / "two", "--epochs", "1")
     output = finish(two)
     assert two.returncode == 0, output
-    command = [sys.executable, str(RECIPES / "cifar_lt.py"), "--data-dir", str(images),
+    command = [sys.executable, str(RECIPES / "train.py"), "--data-dir", str(images),
                "--output-dir", str(tmp_path / "one"), *OPTIONS, "--epochs", "1"]  # fmt: skip
     subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=True)
     logs = [

@@ -5,8 +5,8 @@ import json
 import pytest
 import torch
 
-import checkpoint
-import engine
+from engine import checkpoint
+from engine.run import Run
 
 
 def records_of(directory):
@@ -36,7 +36,7 @@ def assert_same_run(a, b):
 
 def break_off(main, options, at):
     """Runs ``main(options)`` until it is interrupted before the step ``at`` = (epoch, batch)."""
-    train_step = engine.train_step
+    train_step = Run.train_step
 
     def crashing(run, *batch):
         if (run.epoch, run.batch) == at:
@@ -44,6 +44,6 @@ def break_off(main, options, at):
         train_step(run, *batch)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(engine, "train_step", crashing)
+        patch.setattr(Run, "train_step", crashing)
         with pytest.raises(KeyboardInterrupt):
             main(options)

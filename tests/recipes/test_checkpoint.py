@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-import checkpoint
+from engine import checkpoint
 
-RECIPES = Path(checkpoint.__file__).parent
+RECIPES = Path(checkpoint.__file__).parents[1]
 
 
 def test_round_trip(tmp_path):
@@ -28,7 +28,8 @@ def test_a_full_disk_leaves_the_old_checkpoint(tmp_path):
     program = f"""
 import resource, sys
 sys.path.insert(0, {str(RECIPES)!r})
-import checkpoint, torch
+import torch
+from engine import checkpoint
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
 try:
     checkpoint.save({{"w": torch.ones(1_000_000)}}, {str(path)!r})

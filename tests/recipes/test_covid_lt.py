@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import assemble_covid_lt as assemble
-import covid_lt
 import evaluate
+import train
+from data import assemble_covid_lt as assemble
 
 # The first lines of the sources' own CSV files.
 METADATA = next(csv.reader([
@@ -28,7 +28,7 @@ CHEXPERT = next(csv.reader([
 pytestmark = pytest.mark.filterwarnings("ignore:The image decoding and encoding")
 
 TINY = [
-    "--arch", "resnet18", "--weights", "none", "--image-size", "32", "--batch-size", "8",
+    "--arch", "resnet18", "--pretrained", "none", "--image-size", "32", "--batch-size", "8",
     "--epochs", "2", "--stage-two", "1", "--lr", "0.02", "--device", "cpu",
 ]  # fmt: skip
 
@@ -138,7 +138,7 @@ def test_what_belongs_to_which_class(sources):
 
 
 def test_the_lists_have_the_counts_and_share_no_patient(sources, assembled):
-    train, test = (pairs_of(assembled / f"COVID_LT_{part}.txt") for part in ("train", "test"))
+    train, test = (pairs_of(assembled / f"COVID_LT_8_{part}.txt") for part in ("train", "test"))
     assert np.bincount([int(c) for _, c in train]).tolist() == [16, 8, 4, 2]
     assert np.bincount([int(c) for _, c in test]).tolist() == [4, 4, 4, 4]
     xrays = [*assemble.read_covid(sources), *assemble.read_chexpert(sources)]
@@ -153,7 +153,7 @@ def test_the_lists_are_a_function_of_the_seed(sources, assembled, tmp_path):
         (tmp_path / str(seed)).mkdir()
         out = ["--output-dir", str(tmp_path / str(seed)), "--seed", str(seed)]
         assemble.main(["--data-dir", str(sources), *SMALL, *out])
-    lists = [d / "COVID_LT_train.txt" for d in (assembled, tmp_path / "0", tmp_path / "1")]
+    lists = [d / "COVID_LT_8_train.txt" for d in (assembled, tmp_path / "0", tmp_path / "1")]
     ours, same, other = (file.read_text() for file in lists)
     assert ours == same != other
 
@@ -166,7 +166,7 @@ def test_too_few_images(sources, tmp_path):
 
 
 def test_missing_sources_and_columns_are_told_in_one_line(tmp_path, recipe):
-    output, _ = recipe("assemble_covid_lt.py", "--data-dir", tmp_path).communicate()
+    output, _ = recipe("data/assemble_covid_lt.py", "--data-dir", tmp_path).communicate()
     assert output.startswith("error: no such file:") and len(output.splitlines()) == 1
     file = Path(tmp_path) / "covid-chestxray-dataset" / "metadata.csv"
     write_csv(file, ["patientid", "finding"], [])
@@ -175,10 +175,13 @@ def test_missing_sources_and_columns_are_told_in_one_line(tmp_path, recipe):
 
 
 def test_a_run_in_two_stages_resumed_and_evaluated(sources, assembled, tmp_path, capsys):
-    words = [*TINY, "--preset", "absgd", "--data-dir", str(sources), "--lists-dir", str(assembled),
-             "--loss", "ldam", "--class-balance", "drw", "--output-dir", str(tmp_path)]  # fmt: skip
-    assert covid_lt.main([*words, "--stop-epoch", "1"]) is None
-    results = covid_lt.main([*words, "--resume"])
+    words = [
+        "--preset", "covid-lt-100-absgd", "--data", "covid-lt-8", *TINY, "--loss", "ldam",
+        "--data-dir", str(sources), "--lists-dir", str(assembled), "--class-balance", "drw",
+        "--output-dir", str(tmp_path),
+    ]  # fmt: skip
+    assert train.main([*words, "--stop-epoch", "1"]) is None
+    results = train.main([*words, "--resume"])
     assert results["class_counts"] == [16, 8, 4, 2]
     assert results["metrics"]["many"] is None and results["metrics"]["few"] is not None
     records = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
@@ -192,7 +195,7 @@ def test_a_run_in_two_stages_resumed_and_evaluated(sources, assembled, tmp_path,
 
 
 def test_the_preset_has_the_papers_settings(tmp_path):
-    args = covid_lt.parse(["--preset", "absgd", "--output-dir", str(tmp_path)])
-    assert (args.arch, args.weights, args.layers) == ("resnet50", "imagenet", ["layer4", "fc"])
+    args = train.parse(["--preset", "covid-lt-100-absgd", "--output-dir", str(tmp_path)])
+    assert (args.arch, args.pretrained, args.layers) == ("resnet50", "imagenet", ["layer4", "fc"])
     assert (args.epochs, args.stage_two, args.lr, args.batch_size) == (90, 60, 0.1, 256)
     assert (args.lr_schedule, args.lr_milestones, args.lr_factor) == ("step", [30, 60], 0.01)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import digits_lt
-import report
+from engine import report
 
 
 @pytest.fixture

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-import dro
 import torch_absgd as ta
+from baselines import dro
 
 D = torch.float64
 

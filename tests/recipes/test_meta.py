@@ -7,8 +7,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-import meta
-from data import Images
+from baselines import meta
+from data.memory import Images
+from data.subsets import class_counts, take_balanced
 
 LR = 0.3
 
@@ -112,9 +113,9 @@ def test_weights_rise_for_the_minority():
 def test_a_balanced_split_is_taken_from_the_training_set():
     targets = torch.tensor([0] * 9 + [1] * 5 + [2] * 3)
     images = Images(torch.arange(17), targets, "abc")
-    rest, held = meta.take_balanced(images, 2, seed=0)
-    assert held.class_counts() == [2, 2, 2] and rest.class_counts() == [7, 3, 1]
+    rest, held = take_balanced(images, 2, seed=0)
+    assert class_counts(held) == [2, 2, 2] and class_counts(rest) == [7, 3, 1]
     assert sorted([*rest.images.tolist(), *held.images.tolist()]) == list(range(17))
-    assert torch.equal(meta.take_balanced(images, 2, seed=0)[1].images, held.images)
+    assert torch.equal(take_balanced(images, 2, seed=0)[1].images, held.images)
     with pytest.raises(ValueError, match=r"per_class: 3 \(must be in \[1, 2\]"):
-        meta.take_balanced(images, 3, seed=0)
+        take_balanced(images, 3, seed=0)

@@ -6,9 +6,9 @@ import sys
 
 import pytest
 
-import cifar_lt
-import options
 import presets
+import train
+from engine import options
 
 
 def test_a_preset_for_each_row_of_the_tables():
@@ -26,19 +26,19 @@ def test_a_preset_for_each_row_of_the_tables():
 
 @pytest.mark.parametrize("name", presets.PRESETS)
 def test_a_preset_and_its_command_are_the_same(name):
-    by_name = cifar_lt.parse(["--preset", name, "--output-dir", "x"])
+    by_name = train.parse(["--preset", name, "--output-dir", "x"])
     words = shlex.split(presets.command(name))
-    assert words[:2] == ["python", "recipes/cifar_lt.py"]
-    assert options.config_of(cifar_lt.parse(words[2:])) == options.config_of(by_name)
+    assert words[:2] == ["python", "recipes/train.py"]
+    assert options.config_of(train.parse(words[2:])) == options.config_of(by_name)
     assert {key: getattr(by_name, key) for key in presets.PRESETS[name]} == presets.PRESETS[name]
 
 
 def test_options_given_beside_a_preset_win():
-    args = cifar_lt.parse(
+    args = train.parse(
         ["--preset", "cifar100-st-10-absgd-cb-ldam", "--lam", "-2.5", "--epochs", "7",
          "--output-dir", "x"]
     )  # fmt: skip
-    assert (args.lam, args.epochs, args.dataset, args.loss) == (-2.5, 7, "cifar100", "ldam")
+    assert (args.lam, args.epochs, args.data, args.loss) == (-2.5, 7, "cifar100", "ldam")
 
 
 def test_the_list_is_one_command_a_line():
@@ -56,10 +56,15 @@ def test_the_list_is_one_command_a_line():
         (["--stage-one", "nowhere.pt"], "no such file: nowhere.pt"),
         (["--label-noise", "sym"], "sym:RATE"),
         (["--lam", "0"], "lam"),
+        (["--device", "cuda:77"], "torch sees"),
+        (["--device", "gpu"], "no such device"),
+        (["--preset", "cifar10-x"], "there is none; try cifar10-lt-100-sgd-ce"),
+        (["--online", "--class-balance", "drw"], "class counts are not known"),
+        (["--pretrained", "nowhere.pt"], "nor a file"),
         (["--imbalance-ratio", "0.5"], "--imbalance-ratio"),
     ],
 )
 def test_contradictions_are_told(flags, message, capsys):
     with pytest.raises(SystemExit):
-        cifar_lt.parse([*flags, "--output-dir", "x"])
+        train.parse([*flags, "--data", "cifar10", "--output-dir", "x"])
     assert message in capsys.readouterr().err

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-import report
+from engine import report
 
 
 def test_groups_by_shots_has_its_borders_at_20_and_100():
@@ -62,3 +62,32 @@ def test_tsne_writes_an_image(tmp_path):
     features = np.random.default_rng(0).normal(size=(40, 8))
     report.plot_tsne(features, np.arange(40) % 4, tmp_path / "tsne.png", "test")
     assert (tmp_path / "tsne.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+
+
+def test_tsne_shows_points_of_all_classes(tmp_path, monkeypatch):
+    """Splits are sorted by class: the first 2,000 points of them are two classes."""
+    shown = []
+
+    class Plain:
+        def __init__(self, **_):
+            pass
+
+        def fit_transform(self, features):
+            shown.append(features[:, 0])
+            return features[:, :2]
+
+    monkeypatch.setattr(report, "TSNE", Plain)
+    targets = np.repeat(np.arange(10), 100)
+    features = np.stack([targets, targets], 1)
+    report.plot_tsne(features, targets, tmp_path / "tsne.png", "test", limit=200)
+    assert len(shown[0]) == 200 and set(shown[0]) == set(range(10))
+
+
+def test_the_table_of_classes_leaves_out_the_middle_of_many():
+    metrics = {"per_class": [0.5] * 99 + [None]}
+    lines = report.class_table(metrics, list(range(100)), [f"c{i}" for i in range(100)])
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines.splitlines()]
+    assert len(rows) == 2 + 41
+    assert (
+        rows[2] == ["c99", "99", "–"] and rows[22] == ["…", "60 more", ""] and rows[-1][0] == "c0"
+    )

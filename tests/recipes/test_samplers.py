@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-import distributed
-from samplers import ClassBatches, class_probabilities
+from baselines.samplers import ClassBatches, class_probabilities
+from engine import distributed
 
 COUNTS = torch.tensor([100, 25, 4])
 TARGETS = torch.repeat_interleave(torch.arange(3), COUNTS)[

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-import toy_2d
+from studies import toy_2d
 
 
 def test_the_picture_and_what_it_shows(tmp_path):

@@ -1,0 +1,1 @@
+"""What ABSGD is compared with: --method of train.py."""

@@ -1,0 +1,168 @@
+"""A table, CSV or Parquet: one column is the class, the others are numbers or categories."""
+
+from __future__ import annotations
+
+import csv
+import math
+from argparse import Namespace
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, TensorDataset
+
+from data.memory import AsTheyAre, Images
+from data.source import Source
+from data.subsets import limited
+
+MISSING = frozenset({"", "na", "nan", "null", "none", "?"})
+MAX_CATEGORIES = 100
+
+
+def read_columns(file: Path) -> dict[str, list[str]]:
+    """The columns of a table with a header line, as text; a missing value is "".
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it cannot be read as a table; says in which line.
+    """
+    if not file.is_file():
+        raise FileNotFoundError(f"no such table: {file}")
+    if file.suffix == ".parquet":
+        try:
+            from pyarrow import parquet
+        except ImportError:
+            raise ValueError(f"{file}: reading Parquet takes `pip install pyarrow`") from None
+        table = parquet.read_table(file).to_pydict()
+        return {k: ["" if v is None else str(v) for v in values] for k, values in table.items()}
+    with open(file, newline="", encoding="utf-8-sig") as content:
+        start = content.readline()
+        content.seek(0)
+        rows = csv.reader(content, delimiter=max(",;\t", key=start.count))
+        header = next(rows, [])
+        columns: list[list[str]] = [[] for _ in header]
+        for row in rows:
+            if row and len(row) != len(header):
+                raise ValueError(
+                    f"{file}, line {rows.line_num}: {len(row)} values under {len(header)} columns"
+                )
+            for column, value in zip(columns, row, strict=False):
+                column.append(value.strip())
+    if len(set(header)) < len(header):
+        raise ValueError(f"{file}: two columns have one name, in {', '.join(header)}")
+    return dict(zip(header, columns, strict=True))
+
+
+def is_missing(value: str) -> bool:
+    return value.lower() in MISSING
+
+
+def _numbers(values: Sequence[str]) -> list[float] | None:
+    """NaN for a missing one; None if a value is no number."""
+    try:
+        return [math.nan if is_missing(v) else float(v) for v in values]
+    except ValueError:
+        return None
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """What the training table says about each column, applied to any table.
+
+    columns: name to (mean, deviation) of a number, standardised with 0 for a missing one; or to its
+    categories, one of which is 1 (none for one that was not seen).
+    """
+
+    columns: dict[str, tuple[float, float] | list[str]]
+
+    @classmethod
+    def of(cls, table: dict[str, list[str]], file: Path) -> Encoder:
+        """Raises ValueError for a column that is neither numbers nor few categories."""
+        columns: dict[str, tuple[float, float] | list[str]] = {}
+        for name, values in table.items():
+            numbers = _numbers(values)
+            if numbers is not None:
+                known = np.array([x for x in numbers if math.isfinite(x)] or [0.0])
+                columns[name] = (float(known.mean()), float(known.std()) or 1.0)
+                continue
+            categories = sorted({v for v in values if not is_missing(v)})
+            if len(categories) > MAX_CATEGORIES:
+                raise ValueError(
+                    f"{file}: column {name!r} has {len(categories)} different texts (at most "
+                    f"{MAX_CATEGORIES}): --drop {name}, if it names the row, or make it numbers"
+                )
+            columns[name] = categories
+        return cls(columns)
+
+    def encode(self, table: dict[str, list[str]], file: Path) -> Tensor:
+        """float32 [N, D].
+
+        Raises:
+            ValueError: a column is missing, or holds texts where training had numbers.
+        """
+        missing = [name for name in self.columns if name not in table]
+        if missing:
+            raise ValueError(f"{file} has no column {', '.join(missing)}")
+        parts = []
+        for name, known in self.columns.items():
+            if isinstance(known, tuple):
+                numbers = _numbers(table[name])
+                if numbers is None:
+                    raise ValueError(f"{file}: column {name!r} is not all numbers")
+                x = (np.array(numbers) - known[0]) / known[1]
+                parts.append(np.where(np.isfinite(x), x, 0.0)[:, None])
+            else:
+                parts.append(np.array(table[name])[:, None] == np.array(known)[None, :])
+        return torch.from_numpy(np.concatenate(parts, 1).astype(np.float32))
+
+
+def open_table(args: Namespace, file: Path) -> Source:
+    """The rows of ``file``; --test is a table with the same columns."""
+    table, labels = with_labels(args, file)
+    classes = sorted(set(labels), key=lambda name: (_numbers([name]) or [math.inf], name))
+    encoder = Encoder.of(table, file)
+
+    def rows(table: dict[str, list[str]], labels: list[str], file: Path) -> Images:
+        unknown = sorted(set(labels) - set(classes))
+        if unknown:
+            raise ValueError(f"{file}: no such class in the training table: {unknown[0]!r}")
+        place = {name: c for c, name in enumerate(classes)}
+        targets = torch.tensor([place[name] for name in labels])
+        return limited(Images(encoder.encode(table, file), targets, classes), args.limit)
+
+    def evaluation(rows: Images, batch_size: int) -> DataLoader:
+        return DataLoader(TensorDataset(rows.images, rows.targets), batch_size=4096)
+
+    train = rows(table, labels, file)
+    return Source(
+        train,
+        (lambda: rows(*with_labels(args, args.test), args.test)) if args.test else None,
+        ("vector", train.images.shape[1]),
+        lambda rows, seed: AsTheyAre(rows),
+        evaluation,
+    )
+
+
+def with_labels(args: Namespace, file: Path) -> tuple[dict[str, list[str]], list[str]]:
+    """(the columns that are inputs, the column --target).
+
+    Raises:
+        ValueError: --target is missing, in the options, the header or a row.
+    """
+    table = read_columns(file)
+    if args.target not in table:
+        said = "--target COLUMN is needed" if args.target is None else f"no column {args.target!r}"
+        raise ValueError(f"{file}: {said}; its columns are {', '.join(table)}")
+    for name in args.drop:
+        if table.pop(name, None) is None:
+            raise ValueError(f"{file}: --drop: no column {name!r}")
+    labels = table.pop(args.target)
+    empty = [i for i, label in enumerate(labels) if is_missing(label)]
+    if empty:
+        raise ValueError(f"{file}: row {empty[0] + 1} has no {args.target}")
+    if not labels or not table:
+        raise ValueError(f"{file} has no rows, or no column beside {args.target}")
+    return table, labels

@@ -1,0 +1,283 @@
+"""Options of every run, and the losses, optimizer and schedules that they describe."""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
+
+import torch_absgd as ta
+from engine import distributed, lam_option
+
+# What may differ between a run and the one that it resumes: nothing that its numbers depend on.
+NOT_IN_CONFIG = {"output_dir", "resume", "stage_one", "stop_epoch", "data_dir", "lists_dir",
+                 "download", "workers", "checkpoint_every", "preset", "tsne", "device",
+                 "profile", "keep_going", "dry_run"}  # fmt: skip
+
+# What matters in stage two alone; γ, α and the guards too, where stage one is at λ = ∞.
+STAGE_TWO_ONLY = {"optimizer", "lam", "lam_over", "epochs", "stage_two_layers", "weight_decay",
+                  "eval_every", "eval_split", "eval_train"}  # fmt: skip
+PLAY_NO_PART_AT_INFINITY = {"gamma", "alpha", "max_weight", "keep_loss"}
+
+
+def add_training_options(parser: argparse.ArgumentParser) -> None:
+    """Adds the options that do not depend on the data set."""
+    # fmt: off
+    loss = parser.add_argument_group("loss")
+    loss.add_argument("--loss", choices=("ce", "focal", "ldam"), default="ce")
+    loss.add_argument("--focal-gamma", type=float, default=1.0, help="of the focal loss")
+    loss.add_argument("--class-balance", choices=("none", "cb", "drw"), default="none",
+                      help="class weights by the effective number of samples (Cui et al. 2019, "
+                      "beta 0.9999): from the start (cb), or from --stage-two (drw, deferred)")
+    loss.add_argument("--class-weights", choices=("inside", "outside"), default="inside",
+                      help="they multiply the loss, as in the paper; or stand outside the "
+                      "exponential, as the base measure")
+
+    opt = parser.add_argument_group("optimizer")
+    opt.add_argument("--optimizer", choices=("sgd", "absgd"), default="absgd",
+                     help="sgd is ABSGD at lambda = inf throughout")
+    opt.add_argument("--lr", type=float, default=0.1)
+    opt.add_argument("--momentum", type=float, default=0.9, help="the paper's beta")
+    opt.add_argument("--momentum-form", choices=("torch", "polyak"), default="torch",
+                     help="as torch.optim.SGD, or the paper's Equation 2")
+    opt.add_argument("--weight-decay", type=float, default=2e-4)
+    opt.add_argument("--gamma", type=float, help="moving average of the normaliser")
+    opt.add_argument("--alpha", type=float, default=1.0, help="the released code's abAlpha")
+    opt.add_argument("--max-weight", type=float, metavar="C", help="cap of a sample's weight")
+    opt.add_argument("--keep-loss", action="store_true",
+                     help="scale the weights so that the weighted loss is the plain one")
+    opt.add_argument("--batch-size", type=int, default=128)
+    opt.add_argument("--epochs", type=int, default=200)
+    opt.add_argument("--warmup-epochs", type=int, default=5, help="linear warm-up of lr")
+    opt.add_argument("--lr-schedule", choices=("step", "cosine"), default="step",
+                     help="step: at --lr-milestones; cosine: to 0 at the end of each stage, from "
+                     "--lr again at the start of stage two")
+    opt.add_argument("--lr-milestones", type=int, nargs="*", default=[160, 180])
+    opt.add_argument("--lr-factor", type=float, default=0.01, help="at each milestone")
+    opt.add_argument("--layers", nargs="+", metavar="NAME",
+                     help="train only these modules of the network (layer4 fc), the rest frozen")
+    opt.add_argument("--stage-two-layers", nargs="+", metavar="NAME",
+                     help="the same in stage two (fc); default: as --layers")
+
+    lam = parser.add_argument_group("lambda")
+    lam.add_argument("--lam", type=lam_option.argument, default=5.0,
+                     help="in stage two; < 0 for noisy labels. ess:0.6 (ess:0.6:noisy) finds it so "
+                     "that 0.6 of a batch is effective, kl:0.5 so that the weights are 0.5 nats "
+                     "from uniform")
+    lam.add_argument("--lam-start", type=lam_option.argument, default=math.inf,
+                     help="in stage one (inf: SGD); equal to --lam: one stage, lambda fixed")
+    lam.add_argument("--stage-two", type=int, default=160, metavar="EPOCH",
+                     help="first epoch of stage two")
+    lam.add_argument("--lam-over", type=int, default=0, metavar="EPOCHS",
+                     help="0: restart at --lam; otherwise go there over so many epochs")
+
+    run = parser.add_argument_group("run")
+    run.add_argument("--seed", type=int, default=0)
+    run.add_argument("--device", default=distributed.default_device())
+    run.add_argument("--workers", type=int, default=0, help="loader processes")
+    run.add_argument("--amp", choices=("bf16", "fp16"))
+    run.add_argument("--channels-last", action="store_true")
+    run.add_argument("--compile", action="store_true", help="torch.compile the model")
+    run.add_argument("--profile", action="store_true",
+                     help="print which share of each epoch went to data, forward, backward, step")
+    run.add_argument("--output-dir", type=Path, required=True)
+    run.add_argument("--resume", action="store_true",
+                     help="continue the run in --output-dir if there is one")
+    run.add_argument("--stage-one", type=Path, metavar="CHECKPOINT",
+                     help="begin with another run's checkpoint, of the same stage one")
+    run.add_argument("--stop-epoch", type=int, metavar="EPOCH",
+                     help="stop before this epoch, leaving a checkpoint and no results")
+    run.add_argument("--checkpoint-every", type=int, default=0, metavar="BATCHES",
+                     help="also within an epoch; a checkpoint follows every epoch in any case")
+    run.add_argument("--keep-going", action="store_true",
+                     help="exit with 0 even if the accuracy is that of chance, or the weights "
+                     "collapsed")
+
+    evaluation = parser.add_argument_group("evaluation")
+    evaluation.add_argument("--validate", type=float, default=0.0, metavar="FRACTION",
+                            help="hold out this part of each class of the training set, report on "
+                            "it, and leave the test set unread: for choosing hyper-parameters")
+    evaluation.add_argument("--eval-every", type=int, default=0, metavar="EPOCHS",
+                            help="also evaluate during training, on --eval-split")
+    evaluation.add_argument("--eval-split", choices=("validation", "test"), default="validation",
+                            help="test only to draw a curve, never to choose anything")
+    evaluation.add_argument("--eval-train", action="store_true",
+                            help="with --eval-every: on the training samples too, unaugmented")
+    evaluation.add_argument("--tsne", action="store_true", help="plot t-SNE of the features")
+    # fmt: on
+
+
+def check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """Ends with the parser's error if options contradict each other. From here on, the first
+    process of a run alone prints."""
+    distributed.silence()
+    fault = next(_faults(args), None)
+    if fault:
+        parser.error(fault)
+
+
+def _faults(args: argparse.Namespace) -> Any:
+    try:
+        device = torch.device(args.device)
+    except RuntimeError:
+        yield f"--device {args.device}: no such device (cpu, cuda, cuda:1)"
+        return
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        count = torch.cuda.device_count()
+        yield f"--device {args.device}: torch sees {count or 'no'} CUDA card{'s' * (count != 1)}"
+    if not 0 <= args.validate < 1:
+        yield f"--validate must be in [0, 1), got {args.validate}"
+    if args.eval_every and args.eval_split == "validation" and not args.validate:
+        yield "--eval-every on the validation split needs --validate FRACTION"
+    if args.eval_every and args.eval_split == "test" and args.validate:
+        yield "--validate leaves the test set unread: drop --eval-split test"
+    if args.lam_over < 0 or args.stage_two < 0:
+        yield "--lam-over and --stage-two must be >= 0"
+    if min(args.batch_size, args.epochs) < 1:
+        yield "--batch-size and --epochs must be >= 1"
+    if args.stage_one and not args.stage_one.exists():
+        yield f"--stage-one: no such file: {args.stage_one}"
+    takes_over = "over" in _arguments(ta.LamScheduler.__init__)
+    if args.lam_over and isinstance(args.lam, str) and not takes_over:
+        yield "--lam-over to a rule needs a torch_absgd whose LamScheduler takes over="
+    if args.class_weights == "outside" and "weight" not in _arguments(ta.ABSGD.weigh):
+        yield "--class-weights outside needs a torch_absgd whose weigh takes weight="
+
+
+def _arguments(function: Callable[..., Any]) -> set[str]:
+    return set(inspect.signature(function).parameters)
+
+
+def config_of(args: argparse.Namespace) -> dict[str, object]:
+    """The options that a run's numbers depend on, as JSON and checkpoints hold them."""
+    config = {k: v for k, v in sorted(vars(args).items()) if k not in NOT_IN_CONFIG}
+    return {k: str(v) if isinstance(v, Path) else v for k, v in config.items()}
+
+
+def differences(ours: dict[str, Any], theirs: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """name: (ours, theirs) of options that differ. A checkpoint made before --data had its set
+    named by --dataset; what it does not name is as if it were the same."""
+    theirs = dict(theirs)
+    if "dataset" in theirs:
+        theirs["data"] = theirs.pop("dataset")
+        if theirs.get("gamma") == 0.9:
+            theirs["gamma"] = None  # the default, which is now resolved by the optimizer
+    return {k: (v, theirs[k]) for k, v in ours.items() if k in theirs and v != theirs[k]}
+
+
+def may_differ_after_stage_one(args: argparse.Namespace, theirs: dict[str, Any]) -> set[str]:
+    """What a run may have otherwise than the run whose stage one it takes over."""
+    free = STAGE_TWO_ONLY | {"method", "tau", "recover_a", "meta_rate"}
+    if args.class_balance != "cb" and theirs.get("class_balance") != "cb":
+        free |= {"class_balance", "class_weights"}
+    if args.lam_start == math.inf:
+        free |= PLAY_NO_PART_AT_INFINITY
+
+    def before(milestones: Sequence[int]) -> list[int]:
+        return [m for m in milestones if m < args.stage_two]
+
+    if before(args.lr_milestones) == before(theirs.get("lr_milestones", args.lr_milestones)):
+        free |= {"lr_milestones"} if args.lr_schedule == "step" else set()
+    if not before(args.lr_milestones) or args.lr_schedule == "cosine":
+        free |= {"lr_factor"}
+    return free
+
+
+class ClassWeighted(nn.Module):
+    """A per-sample loss and, for weights outside the exponential, each sample's weight."""
+
+    def __init__(self, loss: nn.Module, weight: Tensor | None = None) -> None:
+        super().__init__()
+        self.loss = loss
+        self.register_buffer("weight", weight)
+
+    def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
+        return self.loss(logits, targets)
+
+    def of_samples(self, targets: Tensor) -> dict[str, Tensor]:
+        """The keyword that ``weigh`` is called with."""
+        return {} if self.weight is None else {"weight": self.weight[targets]}
+
+
+def build_losses(
+    args: argparse.Namespace, class_counts: Sequence[int], device: str
+) -> Callable[[int], ClassWeighted]:
+    """The per-sample loss as a function of the epoch: DRW's weights begin with stage two."""
+
+    def build(weight: Tensor | None) -> ClassWeighted:
+        inside = weight if args.class_weights == "inside" else None
+        outside = weight if args.class_weights == "outside" else None
+        if args.loss == "ldam":
+            loss: nn.Module = ta.PerSampleLDAM(class_counts, weight=inside)
+        elif args.loss == "focal":
+            loss = ta.PerSampleFocal(gamma=args.focal_gamma, weight=inside)
+        else:
+            loss = ta.PerSampleCrossEntropy(weight=inside)
+        return ClassWeighted(loss, outside).to(device)
+
+    plain = build(None)
+    if args.class_balance == "none":
+        return lambda epoch: plain
+    balanced = build(ta.class_balanced_weights(class_counts))
+    begin = 0 if args.class_balance == "cb" else args.stage_two
+    return lambda epoch: balanced if epoch >= begin else plain
+
+
+def freeze(args: argparse.Namespace, model: nn.Module, epoch: int) -> None:
+    """Leaves trainable what --layers, or in stage two --stage-two-layers, says: by default all.
+
+    Raises:
+        ValueError: a name is no module of ``model``; lists those that are.
+    """
+    in_stage_two = epoch >= args.stage_two and args.stage_two_layers
+    layers = args.stage_two_layers if in_stage_two else args.layers
+    if layers:
+        ta.freeze_except(model, *layers)
+    else:
+        ta.unfreeze(model)
+
+
+def build_optimizer(args: argparse.Namespace, model: nn.Module) -> ta.ABSGD:
+    given = {name: getattr(args, name) for name in ("gamma", "max_weight", "keep_loss")}
+    return ta.ABSGD(
+        model.parameters(),
+        lr=args.lr,
+        momentum=args.momentum,
+        weight_decay=args.weight_decay,
+        lam=math.inf if args.optimizer == "sgd" else lam_option.parse(args.lam_start),
+        alpha=args.alpha,
+        momentum_form=args.momentum_form,
+        **{name: value for name, value in given.items() if value},
+    )
+
+
+def build_schedules(
+    args: argparse.Namespace, optimizer: ta.ABSGD
+) -> tuple[LambdaLR, ta.LamScheduler]:
+    """Warm-up and decay of lr; stage two of λ. Both count epochs."""
+
+    def lr_factor(epoch: int) -> float:
+        if epoch < args.warmup_epochs:
+            return (epoch + 1) / args.warmup_epochs
+        if args.lr_schedule == "cosine":
+            begin, end = 0, min(args.stage_two, args.epochs)
+            if epoch >= end:
+                begin, end = end, max(args.epochs, epoch + 1)
+            return (1 + math.cos(math.pi * (epoch - begin) / (end - begin))) / 2
+        return args.lr_factor ** sum(epoch >= milestone for milestone in args.lr_milestones)
+
+    milestones, over = {}, {"over": args.lam_over} if args.lam_over else {}
+    if args.optimizer == "absgd" and args.lam != args.lam_start:
+        milestones = {args.stage_two: lam_option.parse(args.lam)}
+    if over and "over" not in _arguments(ta.LamScheduler.__init__):  # an older torch_absgd
+        end = args.stage_two + args.lam_over
+        damping = ta.Damping(args.stage_two, end, float(args.lam), "linear")
+        return LambdaLR(optimizer, lr_factor), ta.LamScheduler(optimizer, {}, damping)
+    return LambdaLR(optimizer, lr_factor), ta.LamScheduler(optimizer, milestones, **over)

@@ -1,0 +1,1 @@
+"""Runs of train.py, many at a time: shared stage one, tables, studies."""

@@ -1,0 +1,227 @@
+"""Trains a classifier on your data, or on a set of the paper, with SGD, ABSGD or another method.
+
+    python recipes/train.py --data flowers --arch resnet50 --pretrained imagenet --output-dir runs/a
+    python recipes/train.py --data patients.csv --target outcome --validate 0.2 --output-dir runs/b
+    python recipes/train.py --data reviews --output-dir runs/c       # reviews/train/<class>/*.txt
+    python recipes/train.py --data list.txt --test test.txt --data-dir images --output-dir runs/d
+    python recipes/train.py --preset cifar10-lt-100-absgd-cb-ce --data-dir data --output-dir runs/e
+    torchrun --nproc-per-node=8 recipes/train.py --data flowers --output-dir runs/f
+
+Choose hyper-parameters with --validate 0.2, for every method alike; the test set is then not read.
+After a kill, --resume ends with the bits of a run that was never stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+import models
+import presets
+from baselines import methods
+from baselines.methods import METHODS, Applied
+from data import decode, noise
+from data.open import NAMES, look_at, make_splits, open_source
+from data.source import Source
+from data.subsets import Records, class_counts, take_balanced
+from engine import distributed, loop, options
+from engine.run import Task
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    # fmt: off
+    parser.add_argument("--preset", metavar="NAME",
+                        help="the paper's settings by name (recipes/presets.py lists them); "
+                        "options given beside it win")
+    data = parser.add_argument_group("data")
+    data.add_argument("--data", metavar="WHAT",
+                      help="a folder with train/<class>/* of images or texts, a list of `path "
+                      "label` lines, a table (.csv, .parquet), or " + ", ".join(NAMES))
+    data.add_argument("--data-dir", type=Path,
+                      help="where a set by name is, or the paths of a list begin")
+    data.add_argument("--lists-dir", type=Path, help="where published lists are, if elsewhere")
+    data.add_argument("--test", type=Path, metavar="FILE", help="list or table to test on")
+    data.add_argument("--target", metavar="COLUMN", help="of a table: the class")
+    data.add_argument("--drop", nargs="+", default=[], metavar="COLUMN",
+                      help="of a table: no inputs (a row's name, say)")
+    data.add_argument("--download", action="store_true", help="fetch CIFAR if it is not there")
+    data.add_argument("--limit", type=int, metavar="N",
+                      help="only N samples of each class and split, for a quick trial")
+    data.add_argument("--keep", nargs="+", default=[], metavar="CLASS:FRACTION",
+                      help="of these classes only a part of the training samples stays")
+    data.add_argument("--imbalance", choices=("lt", "step", "none"), default="none",
+                      help="make it long-tailed or step-imbalanced")
+    data.add_argument("--imbalance-ratio", type=float, default=100.0,
+                      help="largest class over smallest")
+    data.add_argument("--label-noise", metavar="KIND:RATE",
+                      help="sym:0.4 (to any other class), asym:0.4 (CIFAR: to the class it is "
+                      "confused with), uniform:0.4 (to any class)")
+    data.add_argument("--validate-clean", action="store_true",
+                      help="--validate holds out before imbalance and noise are made")
+    images = parser.add_argument_group("images")
+    images.add_argument("--image-size", type=int, default=224, help="of image files")
+    images.add_argument("--colour-jitter", type=float, default=0.4, help="0: none")
+    images.add_argument("--shrink", type=int, default=1, help="CIFAR: average so many pixels")
+    images.add_argument("--decode", choices=decode.DECODERS,
+                        default="torchvision" if decode.HAS_FAST_DECODER else "pil",
+                        help="torchvision: its own JPEG decoder, the default where it is built in")
+    texts = parser.add_argument_group("texts")
+    texts.add_argument("--max-words", type=int, default=20_000, help="of the vocabulary")
+    texts.add_argument("--max-length", type=int, default=256, help="words of a text that are read")
+    texts.add_argument("--online", action="store_true",
+                       help="each text once, in a stream of --epochs parts")
+    net = parser.add_argument_group("network")
+    net.add_argument("--arch", help="resnet20 … resnet110 (CIFAR's), or any of torchvision.models")
+    net.add_argument("--pretrained", default="none", metavar="none|imagenet|FILE",
+                     help="begin from nothing, from torchvision's ImageNet weights (fetched at "
+                     "first use), or from a file with a state_dict; the last layer begins anew")
+    net.add_argument("--hidden", type=int, help="of the MLP (64), or of the LSTM each way (128)")
+    net.add_argument("--embedding", type=int, default=128)
+    net.add_argument("--dropout", type=float, default=0.2)
+    # fmt: on
+    options.add_training_options(parser)
+    methods.add_options(parser)
+    parser.add_argument("--dry-run", action="store_true", help="look at all data; train nothing")
+    return parser
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = build_parser()
+    early, _ = parser.parse_known_args(argv)
+    if early.preset:
+        if early.preset not in presets.PRESETS:
+            near = [name for name in presets.PRESETS if early.preset.split("-")[0] in name]
+            parser.error(f"--preset {early.preset}: there is none; try {', '.join(near[:12])}")
+        parser.set_defaults(**presets.PRESETS[early.preset])
+    method = early.method or (early.preset and presets.PRESETS[early.preset].get("method"))
+    if method:
+        parser.set_defaults(**METHODS[method].options)
+    args = parser.parse_args(argv)
+    options.check(parser, args)
+    fault = next(faults(args), None)
+    if fault:
+        parser.error(fault)
+    return args
+
+
+def faults(args: argparse.Namespace) -> Any:
+    if args.data is None:
+        yield "--data WHAT or --preset NAME is needed"
+    if args.imbalance_ratio < 1:
+        yield f"--imbalance-ratio must be >= 1, got {args.imbalance_ratio}"
+    if args.pretrained not in ("none", "imagenet") and not Path(args.pretrained).is_file():
+        yield f"--pretrained: neither none nor imagenet nor a file: {args.pretrained}"
+    if args.online and (args.class_balance != "none" or args.loss == "ldam"):
+        yield "--online: class counts are not known, so no class balance and no LDAM"
+    method = METHODS.get(args.method)
+    if method and (method.held_out or method.step == "recover") and distributed.world_size() > 1:
+        yield f"--method {args.method} is not for several processes"
+    if method and method.step == "recover" and isinstance(args.lam, str):
+        yield "--method recover needs a number for --lam"
+    if args.label_noise:
+        try:
+            noise.parse_noise(args.label_noise)
+        except ValueError as error:
+            yield str(error)
+    named = args.data in NAMES or str(args.data).startswith("covid-lt-")
+    if named and args.data_dir is None:
+        args.data_dir = Path("data")
+
+
+def build(args: argparse.Namespace) -> tuple[nn.Module, Task, Applied | None]:
+    """The network, what there is to learn, and what --method changes; all data are looked at."""
+    source = open_source(args)
+    splits = make_splits(args, source)
+    odd = look_at(splits)
+    train, method, held = splits.train, METHODS.get(args.method), None
+    if method and method.held_out:
+        per_class = max(1, min(args.held_out, min(class_counts(train)) // 2))
+        train, held = take_balanced(train, per_class, args.seed)
+    parts = {"train": train, splits.split: splits.judge()}
+    task = task_of(args, source, parts, splits.split)
+    args.arch = args.arch or models.default_arch(
+        source.input[0], small_images=args.data in ("cifar10", "cifar100", "fashion-mnist")
+    )
+    network = models.network(args, source.input, len(train.classes))
+    counts = task.class_counts
+    print(
+        f"{args.data}: {sum(counts)} training samples of {len(counts)} classes, per class "
+        f"{max(counts)} to {min(counts)}; {len(parts[splits.split])} to judge by "
+        f"({splits.split}); {args.arch}"
+    )
+    for line in odd:
+        print(f"note: {line}")
+    return network, task, method and Applied(method, held and (len(held), drawing(source, held)))
+
+
+def task_of(
+    args: argparse.Namespace, source: Source, parts: dict[str, Records], judged_by: str
+) -> Task:
+    train = parts["train"]
+    return Task(
+        source.training(train, args.seed),
+        source.batches(train, args.batch_size, args.seed),
+        train.targets,
+        class_counts(train),
+        lambda name: source.evaluation(parts[name], args.batch_size),
+        judged_by,
+        source.prepare,
+        train.classes,
+        " ".join(parts[name].fingerprint() for name in ("train", judged_by)),
+    )
+
+
+def drawing(source: Source, held: Records) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+    """From indices into ``held`` to a batch, without augmentation."""
+
+    def draw(indices: Tensor) -> tuple[Tensor, Tensor]:
+        loader: DataLoader = source.evaluation(held.subset(indices), len(indices))
+        inputs, targets = zip(*loader, strict=True)
+        return torch.cat(inputs), torch.cat(targets)
+
+    return draw
+
+
+def main(argv: Sequence[str] | None = None) -> dict[str, Any] | None:
+    """A run, from its options to the contents of results.json; None where there are none."""
+    args = parse(argv)
+    torch.manual_seed(args.seed)
+    torch.backends.cudnn.deterministic = True
+    network, task, changes = build(args)
+    if args.dry_run:
+        print(f"would train {args.epochs} epochs of {len(task.batches)} batches")
+        return None
+    return loop.fit(args, network, task, changes)
+
+
+def run(main: Callable[[], Any] = main) -> None:
+    """``main``, with what a user can set right told in one line, and its end as an exit status: 1
+    an error, 3 numbers that should not be used."""
+    warnings.filterwarnings("ignore", "The image decoding and encoding")  # of torchvision 0.29
+    try:
+        results = main()
+    except (OSError, ValueError, FloatingPointError) as error:
+        # An error in a loader's process arrives with that process's traceback before its message.
+        sys.exit(f"error: {str(error).strip().splitlines()[-1]}")
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        sys.exit("error: a loader process died (out of memory?): --resume goes on, perhaps with "
+                 "fewer --workers")  # fmt: skip
+    if results and results.get("alarms") and not results["config"].get("keep_going"):
+        sys.exit(3)
+
+
+if __name__ == "__main__":
+    run()
