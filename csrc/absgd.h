@@ -12,18 +12,30 @@
  *
  * and the per-sample losses that it is used with, fused                      absgd_softmax_loss_*
  *
- * Conventions, for every function:
- *   - Pointers are to dense memory that the caller owns; nothing is allocated, no state is kept.
+ * Promised of every function, and no more than this:
+ *   - Pointers are to dense memory that the caller owns, aligned as its element type is. Nothing is
+ *     allocated and no state is kept; thread pools, if any, are the caller's. Functions may be
+ * called from any threads at once that write to different memory.
+ *   - Nothing that is written overlaps anything else that is passed, unless the function says so.
  *   - Sizes and indices are 64-bit and count elements.
- *   - Work can be split over any thread pool: by [begin, end), the part that a call does, or by
- *     passing a part of the arrays. How it is split never changes a bit of the result.
  *   - Arguments are checked before anything is written. A result other than ABSGD_OK means that
- *     nothing was.
+ *     nothing was. What is checked: dtypes, sizes, NULL, hyper-parameters. A number among the data
+ *     (losses, weights, λ, rows) may be anything, NaN included.
+ *   - Where work is split by [begin, end), the split changes no bit of the result. Where it is
+ * split by passing parts of the arrays, that holds for elements (absgd_weights); sums
+ *     (absgd_batch_stats, absgd_lam_sums) are the same in their bits only for the same parts,
+ * joined in the same order: cut at ABSGD_STATS_CHUNK, as the operators do.
+ *   - Bits are the same on one machine; another processor may round the last place otherwise.
+ *   - The floating-point environment is the default one: rounding to nearest, subnormals kept
+ * (flushed, they read 0). Its exception flags mean nothing after a call.
+ *   - Within a major version (ABSGD_VERSION_MAJOR; before 1.0, a minor one) structs keep their
+ * layout and functions their signature; new ones may be added. absgd_version tells what was linked.
  *   - "Arithmetic type": double for ABSGD_FLOAT64, float for the other three.
  */
 #ifndef ABSGD_H
 #define ABSGD_H
 
+#include <math.h> /* NAN, for ABSGD_RULE_INIT */
 #include <stdint.h>
 
 #ifdef __cplusplus
@@ -36,11 +48,19 @@ extern "C" {
 #define ABSGD_API
 #endif
 
+#define ABSGD_VERSION_MAJOR 0
+#define ABSGD_VERSION_MINOR 2
+#define ABSGD_VERSION_PATCH 0
+
+/* major·10⁶ + minor·10³ + patch of the library that was linked. */
+ABSGD_API int32_t absgd_version(void);
+
 typedef enum absgd_status {
     ABSGD_OK = 0,
     ABSGD_NULL_POINTER = 1,  /* a required pointer is NULL */
     ABSGD_INVALID_DTYPE = 2, /* not one of absgd_dtype */
-    ABSGD_INVALID_SIZE = 3,  /* a negative size, or begin and end outside 0 ≤ begin ≤ end ≤ size */
+    ABSGD_INVALID_SIZE = 3, /* a negative size, one whose sum or product overflows, or begin and end
+                               outside 0 ≤ begin ≤ end ≤ size */
     ABSGD_INVALID_HYPERPARAMETER = 4, /* outside the range that its field documents */
     ABSGD_TARGET_OUT_OF_RANGE = 5,    /* a target is neither ignore_index nor in [0, classes) */
     ABSGD_CUDA_ERROR = 6,             /* a launch failed; cudaGetLastError says why (CUDA only) */
@@ -93,6 +113,9 @@ typedef struct absgd_rule {
                          γα times the batch's mean; this is the mirror image, so that a batch's mean
                          weight stays within [γ, 1/γ] (α apart), however far the past was. 0: not */
 } absgd_rule;
+
+/* Algorithm 1 with γ = 0.9 and no guard, to begin from: absgd_rule rule = ABSGD_RULE_INIT; */
+#define ABSGD_RULE_INIT {0.9, 1.0, NAN, 0.0, 0.0, 0.0}
 
 /* The batch's work is cut into pieces of this many losses: one row of statistics each, combined in
  * order, so that the bits of log_s do not depend on the number of threads. */
@@ -156,6 +179,22 @@ ABSGD_API absgd_status absgd_observe(const absgd_stats *stats, const double *lam
                                      const absgd_rule *rule, const double *log_s, double capped,
                                      absgd_report reports[2]);
 
+/* An absgd_report[2] before the first batch. */
+#define ABSGD_REPORTS_INIT                                                                         \
+    {                                                                                              \
+        {NAN, NAN, NAN, NAN, NAN, NAN, NAN, NAN, NAN}, {                                           \
+            NAN, NAN, NAN, NAN, NAN, NAN, NAN, NAN, NAN                                            \
+        }                                                                                          \
+    }
+
+/* A batch's step of Algorithm 1 in one call, for who has one thread: absgd_batch_stats in pieces of
+ * ABSGD_STATS_CHUNK, absgd_combine_stats, absgd_update_log_s, absgd_weights (with factor 1) and
+ * absgd_observe, of the same bits. reports may be NULL. */
+ABSGD_API absgd_status absgd_weigh(absgd_dtype dtype, const void *losses, const uint8_t *mask,
+                                   const void *weight, int64_t n, const double *lam,
+                                   const absgd_rule *rule, double *log_s, double *log_s_lam,
+                                   absgd_report reports[2], void *weights, void *coefficients);
+
 /* ---- gradient accumulation ----------------------------------------------------------------- */
 
 /* Gradients are linear in 1/s and in κ, so micro-batches can be weighted with a provisional
@@ -216,6 +255,9 @@ typedef struct absgd_lam_row {
     double count, nonfinite, sum_weight, max, max_negated, s0, s1, s2, t0, t1;
 } absgd_lam_row;
 
+/* The effective-sample-size rule at 0.8, each batch's own λ*, to begin from. */
+#define ABSGD_LAM_RULE_INIT {ABSGD_LAM_EFFECTIVE_SAMPLES, 0.8, 1.0, 1.0, 1e-12, 1e6}
+
 /* A search under way; all zero at its start. */
 typedef struct absgd_lam_search {
     double round, has_answer, max, low, high, u, step; /* u = log|λ|, step: its last change */
@@ -250,7 +292,8 @@ ABSGD_API absgd_status absgd_lam_update(const absgd_lam_rule *rule, const absgd_
 typedef struct absgd_tensor {
     void *param;      /* w */
     const void *grad; /* g, of the same dtype and in the same element order */
-    void *momentum;   /* v (or d), likewise; NULL if and only if the momentum factor is 0 */
+    void *momentum; /* v (or d), likewise; not read or written if the momentum factor is 0, else not
+                       NULL unless numel is 0 */
     int64_t numel;
     int32_t fresh; /* not 0: momentum has no value yet and is not read: v ← g (d ← −ηg) */
 } absgd_tensor;
@@ -260,12 +303,15 @@ typedef struct absgd_sgd_options {
     double momentum; /* β ≥ 0 */
     double dampening;
     double weight_decay; /* g ← g + weight_decay·w */
-    double grad_scale;   /* g ← g/grad_scale first (AMP); 1 otherwise; grad itself is not changed */
+    double grad_scale;   /* g ← g/grad_scale first (AMP), not 0; 1 otherwise; grad is not changed */
     int32_t nesterov;    /* step along g + βv; needs β > 0, dampening 0 and the torch form */
     int32_t maximize;    /* g ← −g, before weight decay */
     int32_t polyak;      /* 0: v ← βv + (1−dampening)g, w ← w − ηv, as torch.optim.SGD
                             1: d ← βd − ηg, w ← w + d, the paper's Equation 2; dampening must be 0 */
 } absgd_sgd_options;
+
+/* Plain SGD at η = 0.001, to begin from. */
+#define ABSGD_SGD_OPTIONS_INIT {1e-3, 0.0, 0.0, 0.0, 1.0, 0, 0, 0}
 
 /* One step of elements [begin, end) of the concatenation of tensors[0..n_tensors). Parameters in
  * half precision are computed in float32 and rounded once. */

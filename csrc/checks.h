@@ -14,6 +14,10 @@ static inline int absgd_is_dtype(absgd_dtype dtype) {
     return (int)dtype >= (int)ABSGD_FLOAT32 && (int)dtype <= (int)ABSGD_BFLOAT16;
 }
 
+static inline int64_t absgd_size_of(absgd_dtype dtype) {
+    return dtype == ABSGD_FLOAT64 ? 8 : dtype == ABSGD_FLOAT32 ? 4 : 2;
+}
+
 static inline int absgd_is_switch(double value) { return value == 0.0 || value == 1.0; }
 
 static inline int absgd_is_rule(const absgd_rule *rule) {
@@ -37,14 +41,16 @@ static inline absgd_status absgd_check_step(absgd_dtype dtype, const absgd_tenso
     ABSGD_REQUIRE(absgd_is_dtype(dtype), ABSGD_INVALID_DTYPE);
     ABSGD_REQUIRE(n_tensors >= 0, ABSGD_INVALID_SIZE);
     ABSGD_REQUIRE(o && (tensors || n_tensors == 0), ABSGD_NULL_POINTER);
-    ABSGD_REQUIRE(o->momentum >= 0.0, ABSGD_INVALID_HYPERPARAMETER);
+    ABSGD_REQUIRE(o->momentum >= 0.0 && o->grad_scale != 0.0, ABSGD_INVALID_HYPERPARAMETER);
     ABSGD_REQUIRE(!o->polyak || (o->dampening == 0.0 && !o->nesterov),
                   ABSGD_INVALID_HYPERPARAMETER);
     ABSGD_REQUIRE(!o->nesterov || (o->momentum > 0.0 && o->dampening == 0.0),
                   ABSGD_INVALID_HYPERPARAMETER);
+    int64_t size = 0;
     for (int64_t i = 0; i < n_tensors; i++) {
         const absgd_tensor *t = &tensors[i];
-        ABSGD_REQUIRE(t->numel >= 0, ABSGD_INVALID_SIZE);
+        ABSGD_REQUIRE(t->numel >= 0 && t->numel <= INT64_MAX - size, ABSGD_INVALID_SIZE);
+        size += t->numel;
         ABSGD_REQUIRE((t->param && t->grad) || t->numel == 0, ABSGD_NULL_POINTER);
         ABSGD_REQUIRE(t->momentum || o->momentum == 0.0 || t->numel == 0, ABSGD_NULL_POINTER);
     }
@@ -59,6 +65,8 @@ static inline absgd_status absgd_check_softmax_loss(absgd_dtype dtype, const abs
     ABSGD_REQUIRE(o, ABSGD_NULL_POINTER);
     ABSGD_REQUIRE(o->classes >= 1 && o->inner >= 1 && o->samples >= 0 && o->samples % o->inner == 0,
                   ABSGD_INVALID_SIZE);
+    ABSGD_REQUIRE(o->samples <= INT64_MAX / 8 / o->classes, ABSGD_INVALID_SIZE); /* 8: bytes */
+    ABSGD_REQUIRE(o->samples <= INT64_MAX / 8 / ABSGD_LOSS_SAVED, ABSGD_INVALID_SIZE);
     ABSGD_REQUIRE(0 <= begin && begin <= end && end <= o->samples, ABSGD_INVALID_SIZE);
     ABSGD_REQUIRE(o->scale > 0.0 && isfinite(o->scale), ABSGD_INVALID_HYPERPARAMETER);
     ABSGD_REQUIRE(o->focal_gamma >= 0.0 && isfinite(o->focal_gamma), ABSGD_INVALID_HYPERPARAMETER);

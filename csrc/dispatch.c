@@ -109,6 +109,34 @@ absgd_status absgd_observe(const absgd_stats *stats, const double *lam, const ab
     return ABSGD_OK;
 }
 
+absgd_status absgd_weigh(absgd_dtype dtype, const void *losses, const uint8_t *mask,
+                         const void *weight, int64_t n, const double *lam, const absgd_rule *rule,
+                         double *log_s, double *log_s_lam, absgd_report reports[2], void *weights,
+                         void *coefficients) {
+    REQUIRE(absgd_is_dtype(dtype), ABSGD_INVALID_DTYPE);
+    REQUIRE(n >= 0, ABSGD_INVALID_SIZE);
+    REQUIRE(lam && rule && log_s && log_s_lam, ABSGD_NULL_POINTER);
+    REQUIRE((losses && weights && coefficients) || n == 0, ABSGD_NULL_POINTER);
+    REQUIRE(absgd_is_rule(rule), ABSGD_INVALID_HYPERPARAMETER);
+    const int64_t loss_size = absgd_size_of(dtype);
+    const int64_t weight_size = dtype == ABSGD_FLOAT64 ? sizeof(double) : sizeof(float);
+    absgd_stats whole = absgd_empty_stats();
+    for (int64_t i = 0; i < n; i += ABSGD_STATS_CHUNK) {
+        const int64_t part = n - i < ABSGD_STATS_CHUNK ? n - i : ABSGD_STATS_CHUNK;
+        absgd_stats row;
+        absgd_batch_stats(dtype, (const char *)losses + i * loss_size, mask ? mask + i : NULL,
+                          weight ? (const char *)weight + i * weight_size : NULL, part, lam, &row);
+        whole = absgd_join_stats(whole, row);
+    }
+    absgd_update(&whole, *lam, rule, log_s, log_s_lam);
+    double capped;
+    absgd_weights(dtype, losses, mask, weight, n, lam, rule, log_s, &whole, 1.0, weights,
+                  coefficients, &capped);
+    const double share = capped == 0.0 ? 0.0 : capped / whole.count;
+    if (reports) absgd_report_of(&whole, *lam, rule, *log_s, share, reports);
+    return ABSGD_OK;
+}
+
 absgd_status absgd_accumulate(const absgd_stats *stats, const double *lam, const absgd_rule *rule,
                               const double *log_s, const double *log_s_lam,
                               absgd_accumulation *accumulation, double *shrink) {

@@ -120,8 +120,8 @@ TEST(LamSearch, ABatchWithoutAnAnswerLeavesLam) {
             EXPECT_EQ(followed(DTYPES[0], losses, {}, rule, 0, lam), lam);
     const torch::Tensor losses = torch::rand({4});
     for (const torch::Tensor &weight :
-         {torch::zeros({4}), torch::tensor({0.f, 1.f, 0.f, 0.f}), torch::tensor({1.f, 1, -1, 1}),
-          torch::tensor({1.f, 1, INFINITY, 1})})
+         {torch::zeros({4}), torch::tensor({0.f, 1.f, 0.f, 0.f}),
+          torch::tensor({1.f, 1.f, -1.f, 1.f}), torch::tensor({1.f, 1.f, INFINITY, 1.f})})
         EXPECT_EQ(followed(DTYPES[0], losses, {}, rule, 2, 5.0, weight), 5.0);
     const absgd_lam_rule out_of_reach = {ABSGD_LAM_KL_RADIUS, 1.4, 1, 1, 1e-12, 1e6}; // > log 4
     EXPECT_EQ(followed(DTYPES[0], losses, {}, out_of_reach, 0, INF), INF);

@@ -224,6 +224,13 @@ TEST(Status, SgdStep) {
     };
     refused([](auto &o) { o.momentum = -0.1; });
     refused([](auto &o) { o.momentum = NAN; });
+    refused([](auto &o) { o.grad_scale = 0; });
+    refused([](auto &o) { o = {}; });
+    Memory memory;
+    const absgd_tensor half = {memory.weights, memory.losses, memory.momentum, INT64_MAX / 2 + 1,
+                               0};
+    const absgd_tensor huge[] = {half, half};
+    EXPECT_EQ(ABSGD_INVALID_SIZE, absgd_sgd_step(ABSGD_FLOAT32, huge, 2, &OPTIONS, 0, 1));
     refused([](auto &o) { o.polyak = 1, o.dampening = 0.1; });
     refused([](auto &o) { o.polyak = 1, o.nesterov = 1; });
     refused([](auto &o) { o.nesterov = 1, o.momentum = 0; });

@@ -133,7 +133,7 @@ TEST(Measure, AWeightOfTwoIsTheSampleTwice) {
     batch.weight[3] = 2;
     Batch twice = batch;
     twice.losses = torch::cat({batch.losses, batch.losses.slice(0, 3, 4)});
-    twice.weight = {};
+    twice.weight = torch::Tensor();
     const absgd_stats a = batch.stats(lam), b = twice.stats(lam);
     double log_s = NAN, log_s_lam = lam, twice_log_s = NAN;
     absgd_update_log_s(&a, &lam, &PLAIN, &log_s, &log_s_lam);
@@ -297,6 +297,32 @@ TEST(Observe, RunningMean) {
     observe({4, 1, 4, 1, NAN, 2, NAN, 3, NAN, 3});
     EXPECT_TRUE(std::isnan(reports[0].mean_loss));
     EXPECT_EQ(0, std::memcmp(&reports[1], &mean, sizeof mean));
+}
+
+TEST(Weigh, IsTheSplitCallsInOne) {
+    for (const Dtype &dtype : DTYPES) {
+        const Batch batch = random_batch(dtype, ABSGD_STATS_CHUNK + 77, true, true);
+        const double lam = 0.4;
+        const absgd_rule rule = {0.9, 1, NAN, 2, 1, 1};
+        std::vector<absgd_stats> rows = {batch.part(lam, 0, ABSGD_STATS_CHUNK),
+                                         batch.part(lam, ABSGD_STATS_CHUNK, batch.n())};
+        absgd_stats whole;
+        ASSERT_EQ(ABSGD_OK, absgd_combine_stats(rows.data(), 2, &whole));
+        double log_s = 1, log_s_lam = lam, capped, own_log_s = 1, own_log_s_lam = lam;
+        absgd_report expected[2] = ABSGD_REPORTS_INIT, reports[2] = ABSGD_REPORTS_INIT;
+        ASSERT_EQ(ABSGD_OK, absgd_update_log_s(&whole, &lam, &rule, &log_s, &log_s_lam));
+        const torch::Tensor out = batch.weigh(lam, rule, log_s, whole, 1, &capped);
+        EXPECT_GT(capped, 0);
+        absgd_observe(&whole, &lam, &rule, &log_s, capped / whole.count, expected);
+        torch::Tensor own = torch::empty_like(out);
+        ASSERT_EQ(ABSGD_OK, absgd_weigh(dtype.absgd, batch.losses.const_data_ptr(),
+                                        batch.mask_at(0), batch.weight.const_data_ptr(), batch.n(),
+                                        &lam, &rule, &own_log_s, &own_log_s_lam, reports,
+                                        own[0].mutable_data_ptr(), own[1].mutable_data_ptr()));
+        EXPECT_EQ(own_log_s, log_s);
+        EXPECT_TRUE(torch::equal(own, out));
+        EXPECT_EQ(0, std::memcmp(reports, expected, sizeof reports));
+    }
 }
 
 TEST(Extremes, MeansOfLossesNearTheLargestDoubleAreFinite) {
