@@ -12,15 +12,18 @@ from .class_balance import (
     step_counts,
 )
 from .lam_rules import EffectiveSampleSize, KLRadius
+from .linear_loss import PerSampleLinearCrossEntropy
 from .losses import (
     PerSampleCrossEntropy,
     PerSampleFocal,
     PerSampleLDAM,
     PerSampleLogitAdjusted,
+    logit_adjust,
 )
 from .normed_linear import NormedLinear
 from .optimizer import ABSGD
 from .schedule import Damping, LamScheduler
+from .sigmoid_losses import PerSampleBCE, PerSampleSigmoidFocal
 from .stage_two import freeze_except, unfreeze
 from .step_in_backward import step_in_backward
 
@@ -34,12 +37,16 @@ __all__ = [
     "KLRadius",
     "LamScheduler",
     "NormedLinear",
+    "PerSampleBCE",
     "PerSampleCrossEntropy",
     "PerSampleFocal",
     "PerSampleLDAM",
+    "PerSampleLinearCrossEntropy",
     "PerSampleLogitAdjusted",
+    "PerSampleSigmoidFocal",
     "class_balanced_weights",
     "freeze_except",
+    "logit_adjust",
     "long_tailed_counts",
     "step_counts",
     "step_in_backward",

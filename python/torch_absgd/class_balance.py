@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset, Subset
 
 from . import _checks
-from .losses import check_integer, positive_counts
+from ._class_values import check_integer, positive_counts
 
 
 def class_balanced_weights(class_counts: Sequence[int] | Tensor, beta: float = 0.9999) -> Tensor:

@@ -58,6 +58,7 @@ def can_weigh_at_once(criterion: Any, input: Any, target: Any, attention: Weight
         isinstance(criterion, PerSampleLoss)
         and isinstance(input, Tensor)
         and isinstance(target, Tensor)
+        and criterion.is_one_operator(input, target)
         and input.requires_grad
         and not target.requires_grad
         and input.numel() <= AT_ONCE
