@@ -367,6 +367,48 @@ ABSGD_API absgd_status absgd_softmax_loss_backward(absgd_dtype dtype,
                                                    const void *grad_loss, void *grad_logits,
                                                    int64_t begin, int64_t end);
 
+/* ---- per-sample sigmoid losses ------------------------------------------------------------- */
+
+/* With q = (1−ε)·target + ε/2 and P = σ(x), the loss of an element, a label of a sample, is
+ *
+ *   weight_c·(α·q + (1−α)(1−q))·(1−P_t)^γ·(pos_weight_c·q·(−log P) + (1−q)·(−log(1−P)))
+ *
+ * where 1 − P_t = q(1−P) + (1−q)P. Binary cross-entropy: γ = 0 and no α; sigmoid focal (Lin et al.
+ * 2017, Equation 5): α and γ. The loss of a sample is the mean over those of its elements whose
+ * target is not ignore_index; 0 if there are none. */
+typedef struct absgd_sigmoid_loss {
+    int64_t samples;        /* N */
+    int64_t classes;        /* C ≥ 0 */
+    int64_t inner;          /* d1·d2… ≥ 0, 1 for (N, C) logits */
+    const void *weight;     /* [C] of the arithmetic type, or NULL: 1 */
+    const void *pos_weight; /* [C] of the arithmetic type, or NULL: 1 */
+    double label_smoothing; /* ε in [0, 1] */
+    double alpha;           /* α in [0, 1]; negative: the factor is absent */
+    double focal_gamma;     /* γ ≥ 0 */
+    double ignore_index;    /* elements of this target have loss 0, gradient 0; NaN: none has */
+    int32_t per_sample;     /* 0: a loss for each of N·C·inner elements; else one for each of N */
+} absgd_sigmoid_loss;
+
+/* How far beyond [0, 1] a target may lie, for rounding. */
+#define ABSGD_TARGET_SLACK 1e-5
+
+/* loss[i], of the arithmetic type, for [begin, end) of the losses: logits and targets, laid out
+ * alike, are read once. target is of the arithmetic type; one that is neither in [0, 1] nor
+ * ignore_index, NaN too, gives ABSGD_TARGET_OUT_OF_RANGE. known[i], likewise: how many elements of
+ * the sample count; NULL if not per_sample. */
+ABSGD_API absgd_status absgd_sigmoid_loss_forward(absgd_dtype dtype, const absgd_sigmoid_loss *spec,
+                                                  const void *logits, const void *target,
+                                                  void *loss, void *known, int64_t begin,
+                                                  int64_t end);
+
+/* grad_logits, in the logits' dtype, of the elements of losses [begin, end), given grad_loss, of
+ * the arithmetic type. */
+ABSGD_API absgd_status absgd_sigmoid_loss_backward(absgd_dtype dtype,
+                                                   const absgd_sigmoid_loss *spec,
+                                                   const void *logits, const void *target,
+                                                   const void *known, const void *grad_loss,
+                                                   void *grad_logits, int64_t begin, int64_t end);
+
 #ifdef __cplusplus
 }
 #endif

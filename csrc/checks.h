@@ -79,4 +79,21 @@ static inline absgd_status absgd_check_softmax_loss(absgd_dtype dtype, const abs
     return ABSGD_OK;
 }
 
+/* Without the targets' range, which the kernels look at; losses [begin, end). */
+static inline absgd_status absgd_check_sigmoid_loss(absgd_dtype dtype, const absgd_sigmoid_loss *o,
+                                                    int64_t begin, int64_t end) {
+    ABSGD_REQUIRE(absgd_is_dtype(dtype), ABSGD_INVALID_DTYPE);
+    ABSGD_REQUIRE(o, ABSGD_NULL_POINTER);
+    ABSGD_REQUIRE(o->samples >= 0 && o->classes >= 0 && o->inner >= 0, ABSGD_INVALID_SIZE);
+    const int64_t size = o->samples * (o->per_sample ? 1 : o->classes * o->inner);
+    ABSGD_REQUIRE(0 <= begin && begin <= end && end <= size, ABSGD_INVALID_SIZE);
+    ABSGD_REQUIRE(o->label_smoothing >= 0.0 && o->label_smoothing <= 1.0,
+                  ABSGD_INVALID_HYPERPARAMETER);
+    ABSGD_REQUIRE(o->alpha <= 1.0, ABSGD_INVALID_HYPERPARAMETER);
+    ABSGD_REQUIRE(o->focal_gamma >= 0.0 && isfinite(o->focal_gamma), ABSGD_INVALID_HYPERPARAMETER);
+    ABSGD_REQUIRE(!(o->ignore_index >= 0.0 && o->ignore_index <= 1.0),
+                  ABSGD_INVALID_HYPERPARAMETER);
+    return ABSGD_OK;
+}
+
 #endif

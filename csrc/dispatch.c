@@ -243,3 +243,32 @@ absgd_status absgd_softmax_loss_backward(absgd_dtype dtype, const absgd_softmax_
          grad_logits, begin, end);
     return ABSGD_OK;
 }
+
+absgd_status absgd_sigmoid_loss_forward(absgd_dtype dtype, const absgd_sigmoid_loss *spec,
+                                        const void *logits, const void *target, void *loss,
+                                        void *known, int64_t begin, int64_t end) {
+    absgd_status status = absgd_check_sigmoid_loss(dtype, spec, begin, end);
+    if (status != ABSGD_OK || begin == end) return status;
+    const int has_elements = spec->classes > 0 && spec->inner > 0;
+    REQUIRE(loss && (known || !spec->per_sample), ABSGD_NULL_POINTER);
+    REQUIRE((logits && target) || !has_elements, ABSGD_NULL_POINTER);
+    int fit = 1;
+    CALL(fit = absgd_sigmoid_targets_fit, dtype, spec, target, begin, end);
+    REQUIRE(fit, ABSGD_TARGET_OUT_OF_RANGE);
+    CALL(absgd_sigmoid_loss_forward, dtype, spec, logits, target, loss, known, begin, end);
+    return ABSGD_OK;
+}
+
+absgd_status absgd_sigmoid_loss_backward(absgd_dtype dtype, const absgd_sigmoid_loss *spec,
+                                         const void *logits, const void *target, const void *known,
+                                         const void *grad_loss, void *grad_logits, int64_t begin,
+                                         int64_t end) {
+    absgd_status status = absgd_check_sigmoid_loss(dtype, spec, begin, end);
+    if (status != ABSGD_OK || begin == end) return status;
+    const int has_elements = spec->classes > 0 && spec->inner > 0;
+    REQUIRE(grad_loss && (known || !spec->per_sample), ABSGD_NULL_POINTER);
+    REQUIRE((logits && target && grad_logits) || !has_elements, ABSGD_NULL_POINTER);
+    CALL(absgd_sigmoid_loss_backward, dtype, spec, logits, target, known, grad_loss, grad_logits,
+         begin, end);
+    return ABSGD_OK;
+}

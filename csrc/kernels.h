@@ -35,4 +35,23 @@ ABSGD_DECLARE(4)
 ABSGD_DECLARE(1)
 #endif
 
+/* The sigmoid losses; targets_fit: none of them is out of range. */
+#define ABSGD_DECLARE_SIGMOID_LOSS(level)                                                          \
+    int absgd_sigmoid_targets_fit_v##level(absgd_dtype dtype, const absgd_sigmoid_loss *spec,      \
+                                           const void *target, int64_t begin, int64_t end);        \
+    void absgd_sigmoid_loss_forward_v##level(absgd_dtype dtype, const absgd_sigmoid_loss *spec,    \
+                                             const void *logits, const void *target, void *loss,   \
+                                             void *known, int64_t begin, int64_t end);             \
+    void absgd_sigmoid_loss_backward_v##level(                                                     \
+        absgd_dtype dtype, const absgd_sigmoid_loss *spec, const void *logits, const void *target, \
+        const void *known, const void *grad_loss, void *grad_logits, int64_t begin, int64_t end);
+
+#if defined(__x86_64__)
+ABSGD_DECLARE_SIGMOID_LOSS(2)
+ABSGD_DECLARE_SIGMOID_LOSS(3)
+ABSGD_DECLARE_SIGMOID_LOSS(4)
+#else
+ABSGD_DECLARE_SIGMOID_LOSS(1)
+#endif
+
 #endif

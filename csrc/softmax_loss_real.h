@@ -1,21 +1,7 @@
 /* The loops of softmax_loss.c, included there once for each arithmetic type `real`. Every function
  * that takes a dtype is inlined into a call that has it constant. */
 
-ABSGD_INLINE real REAL(load)(absgd_dtype dtype, const void *x, int64_t i) {
-    switch (dtype) {
-        case ABSGD_FLOAT16: return (real)absgd_f16_load(((const absgd_f16 *)x)[i]);
-        case ABSGD_BFLOAT16: return (real)absgd_bf16_load(((const absgd_bf16 *)x)[i]);
-        default: return ((const real *)x)[i];
-    }
-}
-
-ABSGD_INLINE void REAL(store)(absgd_dtype dtype, void *x, int64_t i, real value) {
-    switch (dtype) {
-        case ABSGD_FLOAT16: ((absgd_f16 *)x)[i] = absgd_f16_store((float)value); break;
-        case ABSGD_BFLOAT16: ((absgd_bf16 *)x)[i] = absgd_bf16_store((float)value); break;
-        default: ((real *)x)[i] = value; break;
-    }
-}
+#include "load_store_real.h"
 
 /* [C] or one value for every class */
 ABSGD_INLINE real REAL(of_class)(const void *values, int64_t c, real otherwise) {

@@ -9,6 +9,14 @@ from torch import Tensor, nn
 import torch_absgd as ta
 
 IGNORED = -100
+# Loss: relative to 1 + |loss|. Gradient: relative to the largest of its kind, after rounding to the
+# logits' dtype (2^-11 and 2^-8 for the halves).
+TOLERANCE = {
+    torch.float64: (1e-13, 1e-13),
+    torch.float32: (3e-6, 6e-6),
+    torch.float16: (3e-6, 6e-4),
+    torch.bfloat16: (3e-6, 4e-3),
+}
 
 
 def reference(

@@ -161,11 +161,6 @@ BAD_ARGUMENTS = [
         "input must have as many classes as weight, 2, got 3",
     ),
     (
-        lambda: ta.PerSampleFocal()(IN, torch.rand(2, 3)),
-        TypeError,
-        "target must hold int64 class indices, got torch.float32",
-    ),
-    (
         lambda: ta.PerSampleCrossEntropy()(IN, OUT.int()),
         TypeError,
         "target must hold int64 class indices or probabilities, got torch.int32",

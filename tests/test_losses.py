@@ -13,17 +13,9 @@ from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
 import torch_absgd as ta
-from loss_reference import criteria, indices, per_class, probabilities, reference
+from loss_reference import TOLERANCE, criteria, indices, per_class, probabilities, reference
 from torch_absgd._loss_ops import softmax_loss
 
-# Loss: relative to 1 + |loss|. Gradient: relative to the largest of its kind, after rounding to the
-# logits' dtype (2^-11 and 2^-8 for the halves).
-TOLERANCE = {
-    torch.float64: (1e-13, 1e-13),
-    torch.float32: (3e-6, 6e-6),
-    torch.float16: (3e-6, 6e-4),
-    torch.bfloat16: (3e-6, 4e-3),
-}
 SHAPES = [(10,), (1, 1), (7, 10), (70, 33), (3, 1500), (3, 4, 5), (2, 40, 130), (2, 3, 8, 9)]
 # name → options; a True stands for a random tensor [C]
 OPTIONS: dict[str, dict[str, Any]] = {

@@ -14,17 +14,20 @@ from .class_balance import (
     step_counts,
 )
 from .lam_rules import EffectiveSampleSize, KLRadius
+from .linear_loss import PerSampleLinearCrossEntropy
 from .losses import (
     PerSampleCrossEntropy,
     PerSampleFocal,
     PerSampleLDAM,
     PerSampleLogitAdjusted,
+    logit_adjust,
 )
 from .normed_linear import NormedLinear
 from .optimizer import ABSGD
 from .plots import plot_weights
 from .sample_record import SampleRecord
 from .schedule import LamScheduler
+from .sigmoid_losses import PerSampleBCE, PerSampleSigmoidFocal
 from .stage_two import freeze_except, unfreeze
 from .step_in_backward import step_in_backward
 
@@ -37,14 +40,18 @@ __all__ = [
     "KLRadius",
     "LamScheduler",
     "NormedLinear",
+    "PerSampleBCE",
     "PerSampleCrossEntropy",
     "PerSampleFocal",
     "PerSampleLDAM",
+    "PerSampleLinearCrossEntropy",
     "PerSampleLogitAdjusted",
+    "PerSampleSigmoidFocal",
     "SampleRecord",
     "class_balanced_weights",
     "class_counts",
     "freeze_except",
+    "logit_adjust",
     "long_tailed_counts",
     "metrics",
     "plot_weights",

@@ -5,19 +5,31 @@ The schemas stand in ``csrc/register_losses.cpp``; the mathematics in ``csrc/abs
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from . import _ops  # noqa: F401  loads the operators
+from ._differentiable import (
+    DifferentiatedOnce as DifferentiatedOnce,
+)
+from ._differentiable import (
+    TransformableGradient,
+    as_samples,
+    backward_twice,
+    in_front,
+    loss_of,
+    refuse_mapped_options,
+    require,
+)
+from ._differentiable import (
+    arithmetic_type as arithmetic_type,
+)
 
 SAVED = 3  # ABSGD_LOSS_SAVED
-
-
-def arithmetic_type(dtype: torch.dtype) -> torch.dtype:
-    """The type that values of dtype are computed in, and that their losses have."""
-    return torch.float64 if dtype is torch.float64 else torch.float32
 
 
 def softmax_loss(
@@ -44,33 +56,109 @@ def softmax_loss(
     """
     dtype = arithmetic_type(logits.dtype)
     weight, margin, offset = (None if v is None else v.to(dtype) for v in (weight, margin, offset))
+    numbers = (scale, focal_gamma, label_smoothing)
     if target.is_floating_point():
         target = target.to(dtype)
-        if target.requires_grad and torch.is_grad_enabled():
-            return _soft_loss(logits.to(dtype), target, weight, offset, scale, label_smoothing)
-    options = (weight, margin, offset, scale, focal_gamma, label_smoothing, ignore_index)
-    return SoftmaxLoss.apply(logits, target, *options)
+        is_composed = margin is not None or focal_gamma != 0.0
+        if is_composed or (target.requires_grad and torch.is_grad_enabled()):
+            return _expected_loss(logits.to(dtype), target, weight, margin, offset, *numbers)
+    return loss_of(
+        (logits, target, weight, margin, offset, *numbers, ignore_index),
+        torch.ops.absgd.softmax_loss,
+        SoftmaxLoss,
+        TransformableSoftmaxLoss,
+    )
 
 
-def _soft_loss(
+def _expected_loss(
     logits: Tensor,
-    target: Tensor,
+    q: Tensor,
     weight: Tensor | None,
+    margin: Tensor | None,
     offset: Tensor | None,
     scale: float,
+    focal_gamma: float,
     label_smoothing: float,
 ) -> Tensor:
-    """The same for class probabilities that are themselves differentiated, out of torch's own."""
+    """The mean under y ~ q of the loss of class y, out of torch's own operators: for margins and γ,
+    which the kernel takes with class indices only, and for targets that are differentiated.
+
+    The largest class is left out of its own 1 − P, which then keeps its digits. A margin m_y on z_y
+    alone turns log T, T being the sum over classes, into log T + shift_y.
+    """
     class_dim = min(logits.dim() - 1, 1)
+    classes = logits.shape[class_dim]
     per_class = [-1 if d == class_dim else 1 for d in range(logits.dim())]
-    z = scale * logits if offset is None else scale * logits + offset.view(per_class)
-    a = (1 - label_smoothing) * target + label_smoothing / logits.shape[class_dim]
-    if weight is not None:
-        a = a * weight.view(per_class)
-    return -(a * z.log_softmax(class_dim)).sum(class_dim)
+    weight, margin, offset = (
+        None if v is None else v.view(per_class) for v in (weight, margin, offset)
+    )
+    z = scale * logits if offset is None else scale * logits + offset
+    top = z.argmax(class_dim, keepdim=True)
+    is_top = torch.zeros_like(z, dtype=torch.bool).scatter(class_dim, top, True)
+    z = z - z.detach().gather(class_dim, top)  # or a sum's logarithm is lost beside a large z
+    z_top = z.gather(class_dim, top)
+    below = z.masked_fill(is_top, -math.inf).logsumexp(class_dim, keepdim=True) - z_top
+    nll_top = F.softplus(below)
+    nll = (z_top - z) + nll_top  # −log P
+    p_below = (-nll).exp().masked_fill(is_top, 0)  # at most ½
+    log_rest = torch.where(is_top, below - nll_top, torch.log1p(-p_below))  # log(1 − P)
+    w: Tensor | float = 1.0 if weight is None else weight
+    share = label_smoothing / classes
+    others = share * (w * nll).sum(class_dim) if share else 0.0
+    if margin is not None:
+        m = scale * margin
+        shift = torch.logaddexp(log_rest, -nll - m)
+        if share:
+            total = classes if weight is None else weight.sum()
+            others = others + share * (q * (total * shift + w * m)).sum(class_dim)
+        # −log P under y's own margin; nll is lost beside m where it is small
+        nll = torch.logaddexp(log_rest + nll + m, torch.zeros_like(nll))
+        log_rest = log_rest - shift
+    focal = (focal_gamma * log_rest).exp() if focal_gamma else 1.0
+    return (q * w * (1 - label_smoothing) * focal * nll).sum(class_dim) + others
 
 
-@torch.library.register_fake("absgd::softmax_loss")
+def _check(
+    logits: Tensor, target: Tensor, per_class: tuple[Tensor | None, ...], numbers: tuple[float, ...]
+) -> tuple[list[int], torch.dtype]:
+    """What the registration and the C ABI check; the losses' shape and dtype."""
+    dtype = arithmetic_type(logits.dtype)
+    require(logits.is_floating_point(), "logits must be float32, float64, float16 or bfloat16")
+    require(logits.dim() >= 1, "logits must have shape (C), (N, C) or (N, C, d1, …)")
+    class_dim = min(logits.dim() - 1, 1)
+    classes = logits.shape[class_dim]
+    shape = [*logits.shape[:class_dim], *logits.shape[class_dim + 1 :]]
+    require(classes >= 1, "logits must have at least one class, got none")
+    for name, values in zip(("weight", "margin", "offset"), per_class, strict=True):
+        if values is not None:
+            require(values.shape == (classes,), f"{name} must have shape (C) with C = {classes}")
+            require(values.dtype is dtype, f"{name} must be {dtype} for {logits.dtype} logits")
+            require(values.device == logits.device, f"{name} must be on the logits' device")
+    soft = target.dtype is not torch.int64
+    require(target.device == logits.device, "target must be on the logits' device")
+    require(
+        not soft or target.dtype is dtype,
+        f"target must be int64 class indices, or {dtype} class probabilities for {logits.dtype} "
+        f"logits, got {target.dtype}",
+    )
+    require(
+        list(target.shape) == (list(logits.shape) if soft else shape),
+        "target of class probabilities must have the logits' shape"
+        if soft
+        else "target of class indices must have the logits' shape without the class dimension",
+    )
+    scale, focal_gamma, label_smoothing = numbers
+    require(
+        0 < scale < math.inf
+        and 0 <= focal_gamma < math.inf
+        and 0 <= label_smoothing <= 1
+        and (focal_gamma == 0 or label_smoothing == 0),
+        "a hyper-parameter is outside its range",
+    )
+    return shape, dtype
+
+
+@torch.library.register_fake("absgd::softmax_loss")  # type: ignore[untyped-decorator]
 def _(
     logits: Tensor,
     target: Tensor,
@@ -82,13 +170,13 @@ def _(
     label_smoothing: float,
     ignore_index: int,
 ) -> tuple[Tensor, Tensor]:
-    class_dim = min(logits.dim() - 1, 1)
-    shape = [*logits.shape[:class_dim], *logits.shape[class_dim + 1 :]]
-    loss = logits.new_empty(shape, dtype=arithmetic_type(logits.dtype))
+    numbers = (scale, focal_gamma, label_smoothing)
+    shape, dtype = _check(logits, target, (weight, margin, offset), numbers)
+    loss = logits.new_empty(shape, dtype=dtype)
     return loss, loss.new_empty((SAVED, loss.numel()))
 
 
-@torch.library.register_fake("absgd::softmax_loss_backward")
+@torch.library.register_fake("absgd::softmax_loss_backward")  # type: ignore[untyped-decorator]
 def _(
     grad_loss: Tensor,
     logits: Tensor,
@@ -102,6 +190,14 @@ def _(
     label_smoothing: float,
     ignore_index: int,
 ) -> Tensor:
+    numbers = (scale, focal_gamma, label_smoothing)
+    shape, dtype = _check(logits, target, (weight, margin, offset), numbers)
+    samples = math.prod(shape)
+    for name, values, n in (("grad_loss", grad_loss, samples), ("saved", saved, SAVED * samples)):
+        require(
+            values.numel() == n and values.dtype is dtype and values.device == logits.device,
+            f"{name} must be {n} value(s) of {dtype} on the logits' device",
+        )
     return torch.empty_like(logits, memory_format=torch.contiguous_format)
 
 
@@ -110,6 +206,7 @@ class SoftmaxLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, *rest: Any) -> Tensor:
+        loss: Tensor
         loss, saved = torch.ops.absgd.softmax_loss(logits.detach(), *rest)
         _save(ctx, (logits, *rest), saved)
         return loss
@@ -137,22 +234,86 @@ def _backward(ctx: Any, grad_loss: Tensor | None, _: None) -> tuple[Tensor | Non
     return grad, *[None] * 8
 
 
-def _backward_twice(ctx: Any, *grads: Tensor) -> None:
-    raise NotImplementedError(
-        "the per-sample losses can be differentiated once; for second derivatives use "
-        "torch.nn.functional.cross_entropy(reduction='none')"
-    )
+torch.library.register_autograd("absgd::softmax_loss", _backward, setup_context=_setup_context)
+torch.library.register_autograd("absgd::softmax_loss_backward", backward_twice)
 
 
-class DifferentiatedOnce(torch.autograd.Function):
-    """A gradient that cannot be differentiated in turn."""
+# ---- torch.func ----
+
+
+class TransformableSoftmaxLoss(torch.autograd.Function):
+    """The same for torch.func: ``grad`` and its kin, ``vmap`` and ``jvp``, also of one another."""
+
+    generate_vmap_rule = True
 
     @staticmethod
-    def forward(ctx: Any, grad: Tensor) -> Tensor:
-        return grad.view_as(grad)
+    def forward(*arguments: Any) -> tuple[Tensor, Tensor]:
+        loss, saved = torch.ops.absgd.softmax_loss(*arguments)
+        return loss, saved
 
-    backward = staticmethod(_backward_twice)
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        _setup_context(ctx, inputs, output)
+        ctx.save_for_forward(inputs[0], inputs[1], output[1], *inputs[2:5])
+
+    @staticmethod
+    def backward(ctx: Any, grad_loss: Tensor, _: None) -> tuple[Tensor | None, ...]:
+        if grad_loss is None or not ctx.needs_input_grad[0]:
+            return (None,) * 9
+        grad = TransformableGradient.apply(
+            torch.ops.absgd.softmax_loss_backward, grad_loss, *ctx.saved_tensors, *ctx.options
+        )
+        return grad, *[None] * 8
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor, *_: None) -> tuple[Tensor, None]:
+        logits, target, saved, *per_class = ctx.saved_tensors
+        ones = torch.ones_like(saved[0])
+        slope = torch.ops.absgd.softmax_loss_backward(
+            ones, logits, target, saved, *per_class, *ctx.options
+        )
+        return (slope * tangent).sum(min(logits.dim() - 1, 1), dtype=saved.dtype), None
 
 
-torch.library.register_autograd("absgd::softmax_loss", _backward, setup_context=_setup_context)
-torch.library.register_autograd("absgd::softmax_loss_backward", _backward_twice)
+@torch.library.register_vmap("absgd::softmax_loss")  # type: ignore[untyped-decorator]
+def _(
+    info: Any, in_dims: tuple[Any, ...], logits: Tensor, target: Tensor, *options: Any
+) -> tuple[tuple[Tensor, Tensor], tuple[int, int]]:
+    refuse_mapped_options(in_dims[2:5])
+    batch = info.batch_size
+    logits, target = in_front(logits, in_dims[0], batch), in_front(target, in_dims[1], batch)
+    shape = [batch, *logits.shape[1:2], *logits.shape[3:]] if logits.dim() > 2 else [batch]
+    loss, saved = torch.ops.absgd.softmax_loss(*_joined(logits, target), *options)
+    return (loss.view(shape), saved.view(SAVED, batch, math.prod(shape[1:]))), (0, 1)
+
+
+@torch.library.register_vmap("absgd::softmax_loss_backward")  # type: ignore[untyped-decorator]
+def _(
+    info: Any,
+    in_dims: tuple[Any, ...],
+    grad_loss: Tensor,
+    logits: Tensor,
+    target: Tensor,
+    saved: Tensor,
+    *options: Any,
+) -> tuple[Tensor, int]:
+    refuse_mapped_options(in_dims[4:7])
+    batch = info.batch_size
+    grad_loss, logits, target, saved = (
+        in_front(t, d, batch)
+        for t, d in zip((grad_loss, logits, target, saved), in_dims, strict=False)
+    )
+    grad = torch.ops.absgd.softmax_loss_backward(
+        grad_loss.flatten(),
+        *_joined(logits, target),
+        saved.movedim(0, 1).flatten(1),
+        *options,
+    )
+    return grad.view(logits.shape), 0
+
+
+def _joined(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """The samples of a batch of calls as those of one: (B, C) are that already."""
+    if logits.dim() == 2:
+        return logits, target
+    return as_samples(logits), as_samples(target)

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from . import _rule_checks
 from .collective import Collective, ProcessGroup
 from .lam_rules import LamRule
-from .losses import PerSampleLoss
 from .optimizer import ABSGD
 from .rule_state import CONSTANTS, TENSORS, Lam, RuleState, described
 from .stats import Stats
@@ -297,12 +296,14 @@ class AttentionalLoss(nn.Module):
 
 def counted(criterion: Any, target: Any) -> Tensor | None:
     """True where an element of ``target`` counts; None if all do, or nobody can tell."""
-    if isinstance(criterion, PerSampleLoss):
-        return criterion.counted(target)
+    own = getattr(criterion, "counted", None)  # this package's losses have it
+    if own is not None:
+        mask: Tensor | None = own(target)
+        return mask
     ignoring = isinstance(criterion, (nn.CrossEntropyLoss, nn.NLLLoss))
     if not ignoring or not isinstance(target, Tensor) or target.is_floating_point():
         return None
-    mask: Tensor = target != criterion.ignore_index
+    mask = target != criterion.ignore_index
     if target.device.type == "cpu" and not torch.compiler.is_compiling() and bool(mask.all()):
         return None  # as without a mask to the last bit, and faster
     return mask

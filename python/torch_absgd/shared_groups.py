@@ -30,10 +30,7 @@ Groups = list[dict[str, Any]]
 
 def carry(groups: Groups, wide: Mapping[str, Any]) -> bool:
     """Whether every group holds these very objects."""
-    for group in groups:
-        if not all(map(is_, map(group.get, wide), wide.values())):
-            return False
-    return True
+    return all(all(map(is_, map(group.get, wide), wide.values())) for group in groups)
 
 
 def taken_back(groups: Groups, wide: Mapping[str, Any]) -> dict[str, Any]:

@@ -53,6 +53,7 @@ def can_weigh_at_once(
         and is_untouched(criterion)
         and isinstance(input, Tensor)
         and isinstance(target, Tensor)
+        and criterion.is_one_operator(input, target)
         and input.requires_grad
         and not target.requires_grad
         and input.numel() <= AT_ONCE
@@ -70,7 +71,6 @@ def is_untouched(criterion: PerSampleLoss) -> bool:
     return (
         type(criterion).forward is PerSampleLoss.forward
         and "forward" not in criterion.__dict__
-        and getattr(criterion, "per", "element") == "element"
         and not (
             criterion._forward_hooks
             or criterion._forward_pre_hooks

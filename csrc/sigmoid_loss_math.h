@@ -1,0 +1,62 @@
+/* One element's sigmoid loss and its slope in the logit. The CPU and the CUDA kernels share it:
+ * compiled by gcc and nvcc.
+ *
+ * With q the (smoothed) target, n = 1 − q, P = σ(x), e = exp(−|x|), and "agreeing" that one of q
+ * and n on whose side the logit is:
+ *
+ *   −log P = log(1+e) + max(−x, 0),   −log(1−P) = log(1+e) + max(x, 0)
+ *   u = 1 − P_t = q(1−P) + nP = (agreeing·e + disagreeing)/(1+e)
+ *
+ * are sums of terms ≥ 0, so that nothing cancels, however far out the logit is. The loss is
+ *
+ *   L = weight·(α₁q + α₀n)·u^γ·D,   D = pos_weight·q·(−log P) + n·(−log(1−P))
+ *   ∂L/∂x = weight·(α₁q + α₀n)·u^γ·(∂D/∂x + γ·(∂u/∂x)/u·D),   |∂u/∂x| ≤ u
+ *
+ * and where e underflows to 0 in u, log u = −|x| − log(1+e) still holds it. */
+#ifndef ABSGD_SIGMOID_LOSS_MATH_H
+#define ABSGD_SIGMOID_LOSS_MATH_H
+
+#ifdef __CUDACC__
+#define ABSGD_PER_ELEMENT static inline __host__ __device__
+#else
+#define ABSGD_PER_ELEMENT                                                                          \
+    static inline __attribute__((always_inline)) /* or loops do not vectorise */
+#endif
+
+/* What u^γ is, a constant in each call. */
+enum absgd_focus { ABSGD_NO_FOCUS, ABSGD_FOCUS_SQUARED, ABSGD_FOCUS }; /* γ = 0, γ = 2, any γ */
+
+/* EXP is called for arguments ≤ 0, LOG and LOG1P in [0, 1], where LOG need not be right at 0; all
+ * of them hand NaN on. n: 1 − q, given so that it has its own digits. */
+#define ABSGD_DEFINE_SIGMOID_LOSS(T, result, element, EXP, LOG, LOG1P)                             \
+    typedef struct result {                                                                        \
+        T loss, slope;                                                                             \
+    } result;                                                                                      \
+                                                                                                   \
+    ABSGD_PER_ELEMENT result element(int focus, T x, T q, T n, T weight, T pos_weight, T alpha_1,  \
+                                     T alpha_0, T gamma) {                                         \
+        T far = x < 0 ? -x : x;                                                                    \
+        T e = EXP(-far), log_1_e = LOG1P(e), near_1 = 1 / (1 + e), near_0 = e * near_1;            \
+        T p_1 = x < 0 ? near_0 : near_1, p_0 = x < 0 ? near_1 : near_0; /* P and 1 − P */          \
+        T nll_1 = log_1_e + (x < 0 ? far : 0), nll_0 = log_1_e + (x < 0 ? 0 : far);                \
+        T d = pos_weight * q * nll_1 + n * nll_0;                                                  \
+        T d_slope = n * p_1 - pos_weight * q * p_0;                                                \
+        result r;                                                                                  \
+        if (focus == ABSGD_NO_FOCUS) {                                                             \
+            r.loss = weight * d;                                                                   \
+            r.slope = weight * d_slope;                                                            \
+            return r;                                                                              \
+        }                                                                                          \
+        T agreeing = x < 0 ? n : q, disagreeing = x < 0 ? q : n;                                   \
+        T above = agreeing * e + disagreeing; /* u·(1+e) */                                        \
+        T u = above * near_1;                                                                      \
+        T log_above = disagreeing == 0 ? -far : LOG(above);                                        \
+        T power = focus == ABSGD_FOCUS_SQUARED ? u * u : EXP(gamma * (log_above - log_1_e));       \
+        T u_slope = (n - q) * (disagreeing == 0 ? near_1 : near_0 / above); /* over u */           \
+        T factor = weight * (alpha_1 * q + alpha_0 * n) * power;                                   \
+        r.loss = factor * d;                                                                       \
+        r.slope = factor * (d_slope + gamma * u_slope * d);                                        \
+        return r;                                                                                  \
+    }
+
+#endif
