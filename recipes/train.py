@@ -194,7 +194,8 @@ def drawing(source: Source, held: Records) -> Callable[[Tensor], tuple[Tensor, T
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any] | None:
-    """A run, from its options to the contents of results.json; None where there are none."""
+    """A run, from its options to the contents of results.json and whether to keep going in spite of
+    alarms; None where there are none."""
     args = parse(argv)
     torch.manual_seed(args.seed)
     torch.backends.cudnn.deterministic = True
@@ -202,7 +203,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any] | None:
     if args.dry_run:
         print(f"would train {args.epochs} epochs of {len(task.batches)} batches")
         return None
-    return loop.fit(args, network, task, changes)
+    results = loop.fit(args, network, task, changes)
+    return results and {**results, "keep_going": args.keep_going}
 
 
 def run(main: Callable[[], Any] = main) -> None:
@@ -219,7 +221,7 @@ def run(main: Callable[[], Any] = main) -> None:
             raise
         sys.exit("error: a loader process died (out of memory?): --resume goes on, perhaps with "
                  "fewer --workers")  # fmt: skip
-    if results and results.get("alarms") and not results["config"].get("keep_going"):
+    if results and results.get("alarms") and not results["keep_going"]:
         sys.exit(3)
 
 

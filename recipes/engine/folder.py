@@ -14,13 +14,15 @@ from pathlib import Path
 def locked(directory: Path) -> Iterator[None]:
     """Holds ``directory/lock``; the system lets go of it when the process ends, however it ends.
 
+    A record lock: loader processes, which may outlive a killed run by seconds, do not inherit it.
+
     Raises:
         BlockingIOError: another process holds it; says which.
     """
     directory.mkdir(parents=True, exist_ok=True)
     with open(directory / "lock", "a+") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             file.seek(0)
             raise BlockingIOError(

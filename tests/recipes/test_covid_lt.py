@@ -25,7 +25,10 @@ CHEXPERT = next(csv.reader([
     "Pleural Effusion,Pleural Other,Fracture,Support Devices"
 ]))  # fmt: skip
 
-pytestmark = pytest.mark.filterwarnings("ignore:The image decoding and encoding")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:The image decoding and encoding"),
+    pytest.mark.usefixtures("no_pictures"),
+]
 
 TINY = [
     "--arch", "resnet18", "--pretrained", "none", "--image-size", "32", "--batch-size", "8",

@@ -11,6 +11,8 @@ import train
 from data import named
 from engine import checkpoint
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
+
 SMALL = [
     "--data", "cifar10", "--imbalance", "lt", "--imbalance-ratio", "8", "--arch", "resnet8",
     "--batch-size", "32", "--epochs", "2",

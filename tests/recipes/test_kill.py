@@ -14,6 +14,7 @@ from PIL import Image
 from runs import assert_same_run
 
 import train
+from engine import checkpoint
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
 
@@ -66,25 +67,34 @@ def texts(root):
     return ["--data", str(root), "--hidden", "4", "--embedding", "4", "--batch-size", "8"]
 
 
+def progress(directory):
+    """(epoch, batch) of the checkpoint; it is whole whenever it is there."""
+    path = directory / "checkpoint.pt"
+    if not path.exists():
+        return (0, 0)
+    state = checkpoint.load(path)
+    return state["epoch"], state["batch"]
+
+
 @pytest.mark.parametrize("kind", [images, image_list, digits, table, texts])
 def test_killed_at_random_moments(kind, tmp_path, recipe):
+    """Some while training, at a batch drawn at random; some before it begins."""
     (tmp_path / "data").mkdir()
     words = [*kind(tmp_path / "data"), *COMMON]
-    begin = time.monotonic()
     train.main([*words, "--output-dir", str(tmp_path / "whole")])
-    whole = time.monotonic() - begin
     rng = random.Random(kind.__name__)
-    out = ["--output-dir", str(tmp_path / "killed"), "--resume"]
+    killed = tmp_path / "killed"
+    moments = sorted((rng.randrange(4), rng.randrange(4)) for _ in range(KILLS))
     kills = 0
-    for _ in range(5 * KILLS):
-        process = recipe("train.py", *words, *out)
-        time.sleep(rng.uniform(0, whole))
+    for moment in moments:
+        process = recipe("train.py", *words, "--output-dir", str(killed), "--resume")
+        while process.poll() is None and progress(killed) < moment:
+            pass
+        time.sleep(rng.uniform(0, 0.05))
         if process.poll() is None:
             process.send_signal(signal.SIGKILL)
             kills += 1
         process.wait()
-        if kills == KILLS or (tmp_path / "killed" / "results.json").exists():
-            break
-    assert kills >= 1
-    train.main([*words, *out])
-    assert_same_run(tmp_path / "killed", tmp_path / "whole")
+    assert kills >= min(KILLS, 1)
+    train.main([*words, "--output-dir", str(killed), "--resume"])
+    assert_same_run(killed, tmp_path / "whole")

@@ -16,6 +16,8 @@ from data.source import Source
 from engine import checkpoint, folder
 from engine.run import Run
 
+pytestmark = pytest.mark.usefixtures("no_pictures")  # whole_run has them
+
 SMALL = [
     "--data", "cifar10", "--imbalance", "lt", "--imbalance-ratio", "8", "--arch", "resnet8",
     "--batch-size", "32", "--epochs", "4",
@@ -146,7 +148,7 @@ def test_a_folder_is_not_overwritten_and_other_options_do_not_resume(
         ("--optimizer", "sgd", "--channels-last"),
     ],
 )
-def test_other_options(small_data_dir, tmp_path, flags, no_pictures):
+def test_other_options(small_data_dir, tmp_path, flags):
     results = train.main(options_for(small_data_dir, tmp_path, *flags, "--limit", 24))
     training = records_of(tmp_path)
     assert all(math.isfinite(record["loss"]) for record in training)
@@ -200,7 +202,7 @@ def test_stage_two_has_its_own_gamma_alpha_weight_decay_and_factor(small_data_di
 @pytest.mark.parametrize(
     "more", [("--lr", 0.1), ("--momentum", 0.5), ("--lr-milestones", 1), ("--seed", 1)]
 )
-def test_another_stage_one_is_refused(small_data_dir, tmp_path, more, no_pictures):
+def test_another_stage_one_is_refused(small_data_dir, tmp_path, more):
     with pytest.raises(ValueError, match="other options"):
         stage_one(small_data_dir, tmp_path, *more)
 
@@ -251,7 +253,7 @@ def test_checkpoints_of_the_scripts_before_are_taken_over(tmp_path):
 
 def test_two_runs_do_not_write_one_folder(small_data_dir, tmp_path, recipe):
     with folder.locked(tmp_path / "run"):
-        flags = options_for(small_data_dir, tmp_path / "run", "--limit", 24)
+        flags = options_for(small_data_dir, tmp_path / "run", "--limit", 24, "--keep-going")
         process = recipe("train.py", *flags)
         output, _ = process.communicate()
     assert process.returncode == 1 and f"process {os.getpid()} on" in output.splitlines()[-1]

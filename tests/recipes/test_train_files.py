@@ -26,7 +26,10 @@ from data.order import EpochBatches
 from engine import checkpoint
 
 # torchvision's decoders are to give way to torchcodec's one day; recipes then decode with PIL.
-pytestmark = pytest.mark.filterwarnings("ignore:The image decoding and encoding")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:The image decoding and encoding"),
+    pytest.mark.usefixtures("no_pictures"),
+]
 
 SHARED = Path(os.environ.get("ABSGD_DATA", Path(__file__).resolve().parents[3] / "shared/data"))
 

@@ -20,6 +20,8 @@ from data import text
 from data.order import EpochBatches
 from engine.run import Run
 
+pytestmark = pytest.mark.usefixtures("no_pictures")  # whole_run has them
+
 SMALL = [
     "--preset", "imdb-absgd-ce",
     "--batch-size", "8", "--epochs", "3", "--stage-two", "2", "--lr-milestones", "2", "--lr", "0.3",
