@@ -23,6 +23,8 @@
 #ifndef ABSGD_H
 #define ABSGD_H
 
+#include "absgd_version.h"
+
 #include <stdint.h>
 
 #ifdef __cplusplus
@@ -34,6 +36,12 @@ extern "C" {
 #else
 #define ABSGD_API
 #endif
+
+/* ABSGD_VERSION of the library that was linked. */
+ABSGD_API int32_t absgd_version(void);
+
+/* Which kernels this processor runs: 2, 3 or 4 for x86-64-v2 to -v4, 1 on other processors. */
+ABSGD_API int32_t absgd_cpu_level(void);
 
 typedef enum absgd_status {
     ABSGD_OK = 0,

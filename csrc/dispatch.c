@@ -8,6 +8,17 @@
 #include <stdlib.h>
 
 #if defined(__x86_64__)
+#if defined(__clang__) && __clang_major__ < 18 /* knows no level by its name */
+#define HAS_V3 (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
+#define HAS_V4                                                                                     \
+    (HAS_V3 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&          \
+     __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") &&                   \
+     __builtin_cpu_supports("avx512vl"))
+#else
+#define HAS_V3 __builtin_cpu_supports("x86-64-v3")
+#define HAS_V4 __builtin_cpu_supports("x86-64-v4")
+#endif
+
 /* The environment variable ABSGD_CPU_LEVEL (2, 3 or 4) lowers the level, for tests and benchmarks.
  * Threads that race here write the same value. */
 static int cpu_level(void) {
@@ -15,7 +26,7 @@ static int cpu_level(void) {
     int level = __atomic_load_n(&cached, __ATOMIC_RELAXED);
     if (level) return level;
     __builtin_cpu_init();
-    level = __builtin_cpu_supports("x86-64-v4") ? 4 : __builtin_cpu_supports("x86-64-v3") ? 3 : 2;
+    level = HAS_V4 ? 4 : HAS_V3 ? 3 : 2;
     const char *wanted = getenv("ABSGD_CPU_LEVEL");
     if (wanted && wanted[0] >= '2' && wanted[0] - '0' < level && !wanted[1])
         level = wanted[0] - '0';
@@ -30,8 +41,12 @@ static int cpu_level(void) {
         default: name##_v2(__VA_ARGS__); break;                                                    \
     }
 #else
+static int cpu_level(void) { return 1; }
+
 #define CALL(name, ...) name##_v1(__VA_ARGS__)
 #endif
+
+int32_t absgd_cpu_level(void) { return cpu_level(); }
 
 #define REQUIRE ABSGD_REQUIRE
 

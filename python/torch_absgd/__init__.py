@@ -3,6 +3,8 @@
 Qi, Xu, Yin, Jin, Yang: Attentional-Biased Stochastic Gradient Descent. TMLR 2023.
 """
 
+from ._config import cmake_dir, include_dir, show_config
+from ._version import __version__
 from .attentional_loss import AttentionalLoss
 from .class_balance import (
     DeferredWeights,
@@ -38,9 +40,13 @@ __all__ = [
     "PerSampleFocal",
     "PerSampleLDAM",
     "PerSampleLogitAdjusted",
+    "__version__",
     "class_balanced_weights",
+    "cmake_dir",
     "freeze_except",
+    "include_dir",
     "long_tailed_counts",
+    "show_config",
     "step_counts",
     "step_in_backward",
     "unfreeze",
