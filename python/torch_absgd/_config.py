@@ -43,8 +43,9 @@ def include_dir() -> Path:
 
 
 def cmake_dir() -> Path:
-    """The folder of the CMake package, for ``find_package(absgd)``:
-    ``cmake -DCMAKE_PREFIX_PATH="$(python -c 'import torch_absgd; print(torch_absgd.cmake_dir())')"``.
+    """The folder of the CMake package, for ``find_package(absgd)``::
+
+    cmake -DCMAKE_PREFIX_PATH="$(python -c 'import torch_absgd as ta; print(ta.cmake_dir())')" …
     """
     return _PACKAGE / "lib" / "cmake" / "absgd"
 

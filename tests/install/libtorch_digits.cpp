@@ -12,6 +12,7 @@ int main(int, char **argv) {
     file.read(static_cast<char *>(x.data_ptr()), n * 64 * sizeof(float));
     file.read(static_cast<char *>(y.data_ptr()), n * sizeof(int64_t));
 
+    // --8<-- [start:training]
     auto w = torch::zeros({10, 64}).requires_grad_();
     absgd::ABSGD opt({w},
                      absgd::ABSGDOptions(0.1).momentum(0.9).weight_decay(1e-4).lam(2.0).gamma(0.9));
@@ -26,6 +27,7 @@ int main(int, char **argv) {
             opt.step();
             opt.zero_grad();
         }
+        // --8<-- [end:training]
         const auto right = torch::matmul(x, w.t()).argmax(1).eq(y).sum().item<int64_t>();
         std::printf("epoch %d log_s %.9f accuracy %.6f\n", epoch + 1, opt.log_s().item<double>(),
                     static_cast<double>(right) / static_cast<double>(n));

@@ -73,6 +73,7 @@ int main(int argc, char **argv) {
     tensor.numel = CLASSES * FEATURES;
     tensor.fresh = 1; /* v has no value yet */
 
+    /* --8<-- [start:training] */
     for (int epoch = 0; epoch < EPOCHS; epoch++) {
         for (int64_t begin = 0; begin + BATCH <= n; begin += BATCH) {
             static float logits[BATCH][CLASSES], dlogits[BATCH][CLASSES];
@@ -101,6 +102,7 @@ int main(int argc, char **argv) {
             ok(absgd_sgd_step(ABSGD_FLOAT32, &tensor, 1, &options, 0, tensor.numel));
             tensor.fresh = 0;
         }
+        /* --8<-- [end:training] */
         int64_t right = 0;
         for (int64_t i = 0; i < n; i++) {
             float logits[CLASSES];
