@@ -58,12 +58,20 @@ def torch_folder() -> Path:
 
 
 class CMakeBuild(build_ext):
+    def run(self) -> None:
+        self.is_editable = bool(self.inplace)  # setuptools turns inplace off while it builds
+        super().run()
+
+    def copy_extensions_to_source(self) -> None:
+        """CMake has installed there already."""
+
     def build_extension(self, ext: Extension) -> None:
         if sys.platform != "linux":
             raise SystemExit(f"torch_absgd builds on Linux, got {sys.platform}")
         destination = Path(self.get_ext_fullpath(ext.name)).parent.resolve()
-        # An editable installation's folder stays, so that what has changed is built and no more.
-        build = ROOT / "build/editable" if self.inplace else Path(self.build_temp).resolve()
+        build = Path(self.build_temp).resolve()
+        if self.is_editable:  # this folder stays: what has changed is then built, and no more
+            destination, build = ROOT / "python/torch_absgd", ROOT / "build/editable"
         ninja = [] if shutil.which("ninja") is None else ["-GNinja"]
         configure = [
             "cmake",
