@@ -35,6 +35,8 @@
 #ifndef ABSGD_H
 #define ABSGD_H
 
+#include "absgd_version.h"
+
 #include <math.h> /* NAN, for ABSGD_RULE_INIT */
 #include <stdint.h>
 
@@ -48,12 +50,11 @@ extern "C" {
 #define ABSGD_API
 #endif
 
-#define ABSGD_VERSION_MAJOR 0
-#define ABSGD_VERSION_MINOR 2
-#define ABSGD_VERSION_PATCH 0
-
-/* major·10⁶ + minor·10³ + patch of the library that was linked. */
+/* ABSGD_VERSION of the library that was linked. */
 ABSGD_API int32_t absgd_version(void);
+
+/* Which kernels this processor runs: 2, 3 or 4 for x86-64-v2 to -v4, 1 on other processors. */
+ABSGD_API int32_t absgd_cpu_level(void);
 
 typedef enum absgd_status {
     ABSGD_OK = 0,

@@ -43,8 +43,12 @@ static int cpu_level(void) {
         default: name##_v2(__VA_ARGS__); break;                                                    \
     }
 #else
+static int cpu_level(void) { return 1; }
+
 #define CALL(name, ...) name##_v1(__VA_ARGS__)
 #endif
+
+int32_t absgd_cpu_level(void) { return cpu_level(); }
 
 #define REQUIRE ABSGD_REQUIRE
 

@@ -1,10 +1,6 @@
 /* The sentences of absgd_status, for the CPU and the CUDA library. */
 #include "absgd.h"
 
-int32_t absgd_version(void) {
-    return ABSGD_VERSION_MAJOR * 1000000 + ABSGD_VERSION_MINOR * 1000 + ABSGD_VERSION_PATCH;
-}
-
 const char *absgd_status_string(absgd_status status) {
     switch (status) {
         case ABSGD_OK: return "success";

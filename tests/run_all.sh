@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
 # All tests, against the package that is installed in the active environment:
 #
-#   pip install "torch>=2.10" setuptools wheel cmake
+#   pip install "torch>=2.10" "setuptools>=77" wheel cmake ninja
 #   pip install --no-build-isolation ".[recipes,test]" && tests/run_all.sh
 #
 # Style, the GoogleTests under AddressSanitizer and UBSan, the CUDA kernels on the CPU (with nvcc, the
-# installation has compiled and linked them), the kernels for aarch64 (with a cross compiler), and
-# pytest, to which arguments are handed on. Builds in a temporary folder; nothing in the source tree changes.
+# installation has compiled and linked them), the kernels for aarch64 (with a cross compiler), the
+# examples against installed files, the release, and pytest, to which arguments are handed on. Builds in
+# a temporary folder; nothing in the source tree changes.
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 cd "$root"
@@ -48,7 +49,7 @@ ctest_all() { ctest --test-dir "$1" --output-on-failure --no-tests=error; }
 
 cpp_tests() {
     local flags="-fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer"
-    cmake -S tests/cpp -B "$build/cpp" \
+    cmake -S tests/cpp -B "$build/cpp" -DTORCH_ABSGD_WERROR=ON \
         -DTORCH_ABSGD_TORCH_DIR="$(python -c 'import os, torch; print(os.path.dirname(torch.__file__))')" \
         -DCMAKE_C_FLAGS="$flags" -DCMAKE_CXX_FLAGS="$flags" >/dev/null
     cmake --build "$build/cpp" --target absgd_tests
@@ -74,5 +75,7 @@ stage "installed package" installed
 stage "GoogleTests with ASan and UBSan" cpp_tests
 stage "CUDA kernels on the CPU" cuda_kernels_on_the_cpu
 if has aarch64-linux-gnu-gcc; then stage "aarch64 compilation" aarch64_compilation; fi
+stage "examples against installed files" tests/install/run.sh
+stage "release" tests/release.sh
 echo "=== pytest (after $SECONDS s)"
 python -m pytest tests -n 2 --dist loadfile "$@"

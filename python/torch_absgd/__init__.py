@@ -4,6 +4,8 @@ Qi, Xu, Yin, Jin, Yang: Attentional-Biased Stochastic Gradient Descent. TMLR 202
 """
 
 from . import metrics
+from ._config import cmake_dir, include_dir, show_config
+from ._version import __version__
 from .attentional_loss import AttentionalLoss
 from .class_balance import (
     DeferredWeights,
@@ -48,13 +50,17 @@ __all__ = [
     "PerSampleLogitAdjusted",
     "PerSampleSigmoidFocal",
     "SampleRecord",
+    "__version__",
     "class_balanced_weights",
     "class_counts",
+    "cmake_dir",
     "freeze_except",
+    "include_dir",
     "logit_adjust",
     "long_tailed_counts",
     "metrics",
     "plot_weights",
+    "show_config",
     "step_counts",
     "step_in_backward",
     "unfreeze",

@@ -1,0 +1,66 @@
+"""The documentation builds without a warning, its tutorials run, links lead somewhere and words are
+spelt."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+DOCS = ROOT / "docs"
+LINK = re.compile(r"\]\(([^)\s]+)\)")
+PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")]
+PAGES += [ROOT / "recipes" / "README.md", *sorted(DOCS.glob("*.md"))]
+
+
+def run(*command: str | Path, **variables: str) -> str:
+    done = subprocess.run(
+        [str(part) for part in command],
+        cwd=ROOT, capture_output=True, text=True, env={**os.environ, **variables},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_the_pages_build_without_a_warning(tmp_path: Path) -> None:
+    pytest.importorskip("mkdocs", reason="mkdocs is not installed: pip install .[docs]")
+    pytest.importorskip("mkdocstrings", reason="mkdocstrings is not installed")
+    run(sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", tmp_path)
+    api = (tmp_path / "api" / "index.html").read_text(encoding="utf-8")
+    for name in ("AttentionalLoss.weigh", "LamScheduler"):
+        assert f'id="torch_absgd.{name}"' in api
+    assert ":math:" not in api and ".. math" not in api
+
+
+@pytest.mark.parametrize("name", ["weights_over_time", "noisy_labels"])
+def test_a_tutorial_leaves_its_picture(name: str, tmp_path: Path) -> None:
+    pytest.importorskip("sklearn", reason="scikit-learn is not installed: pip install .[docs]")
+    pytest.importorskip("matplotlib", reason="matplotlib is not installed: pip install .[docs]")
+    picture = tmp_path / "picture.png"
+    script = DOCS / "tutorials" / f"{name}.py"
+    printed = run(sys.executable, script, picture, MPLBACKEND="Agg", OMP_NUM_THREADS="1")
+    assert picture.stat().st_size > 10_000
+    first, second = (float(n) for n in re.findall(r"\d+\.\d+", printed)[-2:])
+    if name == "noisy_labels":  # right and wrong labels, at the end
+        assert first > 1.2 and second < 0.3, printed
+    else:  # the rarest class, where λ = 1 begins and at the end
+        assert first > second > 1.2, printed
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_to_files(page: Path) -> None:
+    for target in LINK.findall(page.read_text(encoding="utf-8")):
+        if not target.startswith(("http://", "https://", "#")) and "imports.svg" not in target:
+            assert (page.parent / target.split("#")[0]).exists(), f"{page}: {target}"
+
+
+def test_words_are_spelt() -> None:
+    if shutil.which("codespell") is None:
+        pytest.skip("codespell is not installed: pip install .[docs]")
+    run("codespell", *PAGES, *sorted((ROOT / "python" / "torch_absgd").glob("*.py")))

@@ -1,0 +1,74 @@
+#!/usr/bin/env bash
+# What is released, as a stranger would have it: the sdist, a wheel built from it, its tag, its
+# installation where there is no compiler, and an editable installation whose C is changed.
+# CPU part only; builds in a temporary folder, downloads nothing.
+set -euo pipefail
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+export TORCH_ABSGD_CUDA=0 CMAKE_ARGS=-DTORCH_ABSGD_WERROR=ON PIP_DISABLE_PIP_VERSION_CHECK=1
+cd "$root"
+
+fail() {
+    echo "$1" >&2
+    exit 1
+}
+
+fresh_environment() { # a venv that sees what the active one has, and pip
+    python -m venv --without-pip "$1"
+    python -c 'import sys; print(*(p for p in sys.path if p.endswith("-packages")), sep="\n")' \
+        >"$(echo "$1"/lib/python3*/site-packages)/outer.pth"
+}
+
+echo "--- sdist and wheel"
+if git rev-parse >/dev/null 2>&1; then check-manifest --no-build-isolation; fi
+python -m build --no-isolation --outdir "$work/dist" . >"$work/log" 2>&1 || fail "$(cat "$work/log")"
+twine check --strict "$work"/dist/*
+
+echo "--- the lowest manylinux tag"
+auditwheel show "$work"/dist/*.whl
+auditwheel repair --exclude 'libtorch*' --exclude 'libc10*' --wheel-dir "$work/wheelhouse" \
+    "$work"/dist/*.whl
+wheel=$(echo "$work"/wheelhouse/*.whl)
+[[ $wheel == *-py3-none-manylinux* ]] || fail "the tag is not py3-none-manylinux: $wheel"
+
+echo "--- what is in it"
+python -m zipfile -e "$wheel" "$work/unpacked"
+for file in torch_absgd_cpu.so _version.py py.typed include/absgd.h include/absgd_libtorch.h \
+    lib/libabsgd.a lib/cmake/absgd/absgdConfig.cmake; do
+    [[ -e $work/unpacked/torch_absgd/$file ]] || fail "the wheel lacks $file"
+done
+[[ ! -e $work/unpacked/torch_absgd/torch_absgd_cuda.so ]] || fail "a CPU wheel with a CUDA part"
+if grep -rlaF -e "$root" -e "$work" "$work/unpacked"; then fail "these hold paths of the build"; fi
+
+echo "--- installed where there is no compiler"
+fresh_environment "$work/user"
+PATH=/nowhere "$work/user/bin/python" -m pip install -q --no-index --no-deps --ignore-installed "$wheel"
+cd "$work"
+PATH=/nowhere "$work/user/bin/python" - <<'PYTHON'
+import pathlib, sys, torch, torch_absgd as ta
+assert pathlib.Path(ta.__file__).is_relative_to(sys.prefix), ta.__file__
+assert (ta.include_dir() / "absgd.h").exists() and ta.cmake_dir().is_dir()
+ta.show_config()
+w = torch.ones(3, requires_grad=True)
+opt = ta.ABSGD([w], lr=0.1, lam=1.0)
+opt.weigh(w**2).backward()
+opt.step()
+assert torch.allclose(w, torch.full((3,), 1 - 0.1 * 2 / 3)), w
+PYTHON
+
+echo "--- an editable installation follows its C sources"
+tar -xzf "$work"/dist/*.tar.gz -C "$work"
+cd "$work"/torch_absgd-*/
+fresh_environment "$work/developer"
+"$work/developer/bin/python" -m pip install -q --no-index --no-deps --ignore-installed --no-build-isolation -e .
+sed -i 's/return "success"/return "changed"/' csrc/status.c
+cmake --build build/editable --target install >"$work/log" 2>&1 || fail "$(cat "$work/log")"
+cd "$work"
+"$work/developer/bin/python" - <<'PYTHON'
+import ctypes, pathlib, torch_absgd
+library = ctypes.CDLL(str(pathlib.Path(torch_absgd.__file__).with_name("torch_absgd_cpu.so")))
+library.absgd_status_string.restype = ctypes.c_char_p
+assert library.absgd_status_string(0) == b"changed", torch_absgd.__file__
+PYTHON
+echo "--- released in $SECONDS s"
