@@ -3,8 +3,8 @@
  * The functions, structs, status codes and formulas are those of absgd.h, which is the reference
  * for every argument that is not explained here. What differs:
  *
- *   - Every pointer is to memory of the current device, but for an absgd_rule, `options`, `spec`
- * and `tensors` themselves, which are the host's and are read before the call returns. λ, log_s,
+ *   - Every pointer is to memory of the current device, except rule (an absgd_rule), options, spec
+ *     and tensors themselves: they are the host's, and read before the call returns. λ, log_s,
  *     statistics, reports and accumulations so stay on the device, where a captured CUDA graph
  *     finds their new values at each replay.
  *   - Work is queued on `stream` (a cudaStream_t; NULL is the default stream). Nothing is
@@ -94,8 +94,7 @@ ABSGD_API absgd_status absgd_lam_update_cuda(const absgd_lam_rule *rule,
 /* ---- the momentum step ---- */
 
 /* As absgd_sgd_step. lr and grad_scale, where not NULL, stand in for options' own; found_inf, where
- * not NULL and not 0, leaves every parameter and buffer as it is. One launch for each 640 tensors.
- */
+ * not NULL and not 0, leaves every parameter and buffer as it is. A launch takes 640 tensors. */
 ABSGD_API absgd_status absgd_sgd_step_cuda(absgd_dtype dtype, const absgd_tensor *tensors,
                                            int64_t n_tensors, const absgd_sgd_options *options,
                                            const double *lr, const double *grad_scale,
@@ -104,8 +103,9 @@ ABSGD_API absgd_status absgd_sgd_step_cuda(absgd_dtype dtype, const absgd_tensor
 /* ---- per-sample softmax losses ---- */
 
 /* As absgd_softmax_loss_forward and _backward, for all samples; weight, margin and offset are on
- * the device. A target out of range, which the host cannot see, gives a NaN loss and gradient. A
- * sample's sums are turned into its loss in the arithmetic type, where the CPU takes double. */
+ * the device. At most 2^30 classes. A target out of range, which the host cannot see, gives a
+ * NaN loss and gradient. A sample's sums are turned into its loss in the arithmetic type, where the
+ * CPU takes double. */
 ABSGD_API absgd_status absgd_softmax_loss_forward_cuda(absgd_dtype dtype,
                                                        const absgd_softmax_loss *spec,
                                                        const void *logits, const int64_t *target,

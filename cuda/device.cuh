@@ -21,6 +21,8 @@ namespace absgd {
 
 constexpr int WARP = 32;
 constexpr int THREADS = 256; /* of a block; kernels take what blockDim says, in whole warps */
+constexpr int RESIDENT =
+    4; /* blocks of a multiprocessor, as __launch_bounds__ of kernels that meet */
 
 /* ---- element types ---- */
 
@@ -157,15 +159,15 @@ absgd_status launch(void (*kernel)(P...), shape shape, void *stream, const A &..
 
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-/* Blocks of a cooperative launch that the current device holds at once: one a multiprocessor. */
+/* Blocks of a cooperative launch that the current device holds at once. */
 inline int64_t resident_blocks() {
     int device = 0, multiprocessors = 1;
-    if (cudaGetDevice(&device) != cudaSuccess) return 1;
+    if (cudaGetDevice(&device) != cudaSuccess) return RESIDENT;
     if (cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device) !=
         cudaSuccess) {
-        return 1;
+        return RESIDENT;
     }
-    return multiprocessors;
+    return RESIDENT * multiprocessors;
 }
 
 /* One block for each chunk, as far as they fit on the device at once. */

@@ -229,9 +229,23 @@ void lam_update(const Tensor &lam_rule, const Tensor &search, const Tensor &lam)
 
 /* ---- the momentum step ---- */
 
+/* A learning rate that is a tensor on the host goes by value, as a number does. */
 struct StepHyperparameters {
     absgd_sgd_options options;
-    const double *lr, *grad_scale, *found_inf;
+    const double *lr = nullptr, *grad_scale, *found_inf;
+
+    StepHyperparameters(const OnDeviceOf &device, const absgd_sgd_options &options_,
+                        const std::optional<Tensor> &lr_tensor,
+                        const std::optional<Tensor> &grad_scale_,
+                        const std::optional<Tensor> &found_inf_)
+        : options(options_), grad_scale(device.doubles_or_null(grad_scale_, "grad_scale")),
+          found_inf(device.doubles_or_null(found_inf_, "found_inf")) {
+        if (lr_tensor && lr_tensor->is_cpu()) {
+            options.lr = *absgd::doubles(*lr_tensor, 1, "lr_tensor");
+        } else {
+            lr = device.doubles_or_null(lr_tensor, "lr_tensor");
+        }
+    }
 
     void step(absgd_dtype dtype, const absgd_tensor *tensors, int64_t n, void *stream) const {
         check_cuda(
@@ -247,11 +261,9 @@ void sgd_step_(const std::vector<Tensor> &params, const std::vector<Tensor> &gra
                std::optional<Tensor> grad_scale, std::optional<Tensor> found_inf) {
     if (params.empty()) return;
     const OnDeviceOf device(params[0]);
-    const StepHyperparameters hyper = {
-        {lr, momentum, dampening, weight_decay, 1.0, nesterov, maximize, polyak},
-        device.doubles_or_null(lr_tensor, "lr_tensor"),
-        device.doubles_or_null(grad_scale, "grad_scale"),
-        device.doubles_or_null(found_inf, "found_inf")};
+    const StepHyperparameters hyper(
+        device, {lr, momentum, dampening, weight_decay, 1.0, nesterov, maximize, polyak}, lr_tensor,
+        grad_scale, found_inf);
     StepTensors tensors(params, grads, momenta, fresh);
     for (int dtype = ABSGD_FLOAT32; dtype <= ABSGD_BFLOAT16; dtype++) {
         const std::vector<absgd_tensor> &list = tensors.of[dtype];
@@ -265,11 +277,9 @@ void sgd_step_table(const Tensor &table, const Tensor &anchor, double lr,
                     double weight_decay, bool nesterov, bool maximize, bool polyak,
                     std::optional<Tensor> grad_scale, std::optional<Tensor> found_inf) {
     const OnDeviceOf device(anchor);
-    const StepHyperparameters hyper = {
-        {lr, momentum, dampening, weight_decay, 1.0, nesterov, maximize, polyak},
-        device.doubles_or_null(lr_tensor, "lr_tensor"),
-        device.doubles_or_null(grad_scale, "grad_scale"),
-        device.doubles_or_null(found_inf, "found_inf")};
+    const StepHyperparameters hyper(
+        device, {lr, momentum, dampening, weight_decay, 1.0, nesterov, maximize, polyak}, lr_tensor,
+        grad_scale, found_inf);
     hyper.step(dtype_of(anchor, "params"), step_table(table), table.size(0), device.stream());
 }
 

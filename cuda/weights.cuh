@@ -1,11 +1,12 @@
 /* Algorithm 1 for a batch of losses, in one launch: statistics, the normaliser, weights.
  *
- *   chunks     each block reduces chunks of ABSGD_CUDA_CHUNK losses to a row of statistics
- *   —— grid barrier, if there are several
- *   rows       the first warp of every block joins all rows, and its first thread computes the new
- *              normaliser from the old state: the same arithmetic in each block, hence the same
- * bits —— grid barrier: everybody has read the old state state      one thread of the grid writes
- * the new state weights    all threads write weights and coefficients
+ *   - Chunks: each block reduces chunks of ABSGD_CUDA_CHUNK losses to a row of statistics.
+ *     A grid barrier, if there are several.
+ *   - Rows: every block joins all rows, and its first thread computes the new normaliser from the
+ *     old state: the same arithmetic in each block, hence the same bits.
+ *     A grid barrier: everybody has read the old state.
+ *   - State: one thread of the grid writes the new one.
+ *   - Weights: all threads write weights and coefficients.
  *
  * As on the CPU, z = L/λ and its exponential are double whatever the dtype (weights.c says why);
  * the formulas are absgd_math.h's. */
@@ -57,15 +58,16 @@ __device__ absgd_stats chunk_stats(const loss_batch<S> &batch, int64_t begin, in
             sums.sum_loss, sums.sum_weighted};
 }
 
-/* The union of rows, by the threads of the first warp; other threads' result is meaningless. */
+/* The union of rows, by a block. */
 __device__ inline absgd_stats join_rows(const absgd_stats *rows, int64_t n_rows) {
     absgd_stats whole = absgd_empty_stats();
-    if (threadIdx.x >= WARP) return whole;
-    for (int64_t i = threadIdx.x; i < n_rows; i += WARP) whole = absgd_join_stats(whole, rows[i]);
-    return reduce(whole, WARP, absgd_join_stats);
+    for (int64_t i = threadIdx.x; i < n_rows; i += blockDim.x) {
+        whole = absgd_join_stats(whole, rows[i]);
+    }
+    return reduce(whole, n_rows > WARP ? blockDim.x : WARP, absgd_join_stats);
 }
 
-/* The row of the whole batch, in the threads of each block's first warp. */
+/* The row of the whole batch, in the first thread of each block. */
 template <class S> __device__ absgd_stats whole_batch(const loss_batch<S> &batch, double lam) {
     if (batch.rows) return join_rows(batch.rows, batch.n_rows);
     if (batch.n <= ABSGD_CUDA_CHUNK) return chunk_stats(batch, 0, batch.n, lam);
@@ -81,7 +83,8 @@ template <class S> __device__ absgd_stats whole_batch(const loss_batch<S> &batch
 }
 
 template <class S>
-__global__ void __launch_bounds__(THREADS) stats_kernel(loss_batch<S> batch, absgd_stats *stats) {
+__global__ void __launch_bounds__(THREADS, RESIDENT)
+    stats_kernel(loss_batch<S> batch, absgd_stats *stats) {
     const absgd_stats whole = whole_batch(batch, *batch.lam);
     if (blockIdx.x == 0 && threadIdx.x == 0) *stats = whole;
 }
@@ -142,7 +145,7 @@ struct provisional {
 /* ---- weights ---- */
 
 template <class S, class Rule>
-__global__ void __launch_bounds__(THREADS)
+__global__ void __launch_bounds__(THREADS, RESIDENT)
     weigh_kernel(loss_batch<S> batch, Rule rule, double factor,
                  typename arithmetic<S>::type *weights,
                  typename arithmetic<S>::type *coefficients) {

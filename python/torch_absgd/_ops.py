@@ -11,6 +11,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ._cuda import load_cuda_operators
+
 STATS_SIZE = 7  # doubles of absgd_stats
 REPORT_SIZE = 7  # of absgd_report
 ACCUMULATION_SIZE = 9  # of absgd_accumulation
@@ -19,12 +21,8 @@ LAM_ROW_SIZE = 9  # of absgd_lam_row
 LAM_SEARCH_SIZE = 7  # of absgd_lam_search
 LAM_ROUNDS = 24  # ABSGD_LAM_ROUNDS
 
-_CPU_LIBRARY = Path(__file__).with_name("torch_absgd_cpu.so")
-_CUDA_LIBRARY = Path(__file__).with_name("torch_absgd_cuda.so")
-
-torch.ops.load_library(str(_CPU_LIBRARY))
-if _CUDA_LIBRARY.exists() and torch.cuda.is_available():
-    torch.ops.load_library(str(_CUDA_LIBRARY))
+torch.ops.load_library(str(Path(__file__).with_name("torch_absgd_cpu.so")))
+load_cuda_operators()
 
 
 def _weights_like(losses: Tensor) -> Tensor:

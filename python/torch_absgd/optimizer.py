@@ -433,8 +433,12 @@ def _with_gradients(params: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
 
 
 def _float64_on(value: float | Tensor | None, device: torch.device) -> Tensor | None:
-    """A tensor hyper-parameter as the kernel reads it; None for a number."""
-    return value.to(device, torch.float64).reshape(()) if isinstance(value, Tensor) else None
+    """A tensor hyper-parameter as the kernel reads it; None for a number. What is on the host stays
+    there, as the operator takes it too: bringing it to a device would wait for the device."""
+    if not isinstance(value, Tensor):
+        return None
+    device = value.device if value.is_cpu else device
+    return value.to(device, torch.float64).reshape(())
 
 
 def _chooses_torch(group: dict[str, Any]) -> bool:
