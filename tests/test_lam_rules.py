@@ -308,8 +308,8 @@ def test_bad_input(make, error: type[Exception], message: str) -> None:
 @pytest.mark.parametrize(
     "op, arguments",
     [
-        ("follow_lam", ("losses", None, "rule", "lam")),
-        ("lam_sums", ("losses", None, "rule", "search")),
+        ("follow_lam", ("losses", None, None, "rule", "lam")),
+        ("lam_sums", ("losses", None, None, "rule", "search")),
         ("lam_round", ("rule", "row", "search")),
         ("lam_update", ("rule", "search", "lam")),
     ],
@@ -322,7 +322,7 @@ def test_opcheck(op: str, arguments: tuple[str | None, ...]) -> None:
         "search": torch.zeros(7, dtype=torch.float64),
     }
     tensors["row"] = torch.ops.absgd.lam_sums(
-        tensors["losses"], None, tensors["rule"], tensors["search"]
+        tensors["losses"], None, None, tensors["rule"], tensors["search"]
     )
     values = tuple(None if name is None else tensors[name] for name in arguments)
     torch.library.opcheck(getattr(torch.ops.absgd, op).default, values)

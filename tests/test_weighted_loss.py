@@ -185,5 +185,9 @@ def test_opcheck() -> None:
     arguments = (logits.detach(), target, None, None, None, 1.0, 0.0, 0.0, -100)
     torch.library.opcheck(
         torch.ops.absgd.weighted_softmax_loss.default,
-        (*arguments, *(t.nan_to_num(1.0) for t in tensors), 0.9, 1.0, math.nan),
+        (
+            *(*arguments, None, None, None, None),
+            *(t.nan_to_num(1.0) for t in tensors),
+            *(0.9, 1.0, math.nan, math.inf, False, False),
+        ),
     )

@@ -7,6 +7,7 @@ once the whole batch is known its gradients are multiplied by exp(log_c − log_
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
@@ -87,7 +88,7 @@ class Accumulation:
                 "have to be scaled (FSDP2 keeps them elsewhere after "
                 "set_requires_gradient_sync(False): leave it True)"
             )
-        state, (_, alpha, s_init) = self.owner._state(), self.owner._rule()
+        state = self.owner._state()
         is_first = self.memory is None
         if is_first:
             self.owner._follow_lam(losses, mask)  # one λ for all micro-batches
@@ -102,14 +103,15 @@ class Accumulation:
         out = torch.ops.absgd.weigh_provisionally(
             losses,
             mask,
+            None,
             rows,
             state["lam"],
             state["log_s"],
             state["log_s_lam"],
             self.memory,
             shrink,
-            alpha,
-            s_init,
+            *self.owner._rule(),
+            *(math.inf, False, False),
             world_size,
         )
         if not is_first:
@@ -120,14 +122,15 @@ class Accumulation:
         """Starts to gather the ranks' statistics, and stands in a row of which the weights only
         take what every rank knows already: log_s for log_c, and the last batch's B."""
         state, world_size = self.owner._state(), self.owner._world_size()
-        own = torch.ops.absgd.batch_stats(losses, mask, state["lam"])
+        own = torch.ops.absgd.batch_stats(losses, mask, None, state["lam"])
         rows = own.new_empty(world_size * _ops.STATS_SIZE)
         work = dist.all_gather_into_tensor(rows, own, group=self.owner._group(), async_op=True)
         self.in_flight.append((rows, work))
         stand_in = torch.zeros_like(own)
         stand_in[0] = state["reports"][0, 0]
-        stand_in[2] = state["log_s"] * state["log_s_lam"] / state["lam"]
-        stand_in[3:5] = 1
+        stand_in[2] = 1
+        stand_in[3] = state["log_s"] * state["log_s_lam"] / state["lam"]
+        stand_in[4:6] = 1
         return stand_in, world_size
 
     def expect_backward(self, total: Tensor) -> None:
@@ -155,6 +158,7 @@ class Accumulation:
             state["log_s_lam"],
             state["reports"],
             *self.owner._rule(),
+            *(math.inf, False, False),
             self.divisor,
         )
         changed = [state["log_s"], state["log_s_lam"], state["reports"]]

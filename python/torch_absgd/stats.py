@@ -24,6 +24,8 @@ class Report(NamedTuple):
     max_weight: float  # max p_i
     effective_samples: float  # (Σ p_i)²/Σ p_i²
     batches: float  # how many batches went in
+    kappa: float = 1.0  # κ of keep_loss
+    capped: float = 0.0  # share of the samples whose weight was capped
 
 
 def effective_samples(losses: Tensor, lam: float) -> float:

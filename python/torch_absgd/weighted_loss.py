@@ -7,6 +7,7 @@ weights are known give their gradient at once.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -17,14 +18,6 @@ from .losses import PerSampleLoss
 from .weighting import WEIGH_STATE, Weighting
 
 AT_ONCE = 2**20  # logits; of more, what has left the cache costs more than what is saved
-N_OPTIONS = 7  # weight, margin, offset, scale, focal_gamma, label_smoothing, ignore_index
-
-
-@torch.library.register_fake("absgd::weighted_softmax_loss")
-def _(logits: Tensor, target: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    losses, _ = torch.ops.absgd.softmax_loss(logits, target, *rest[:N_OPTIONS])
-    grad = torch.empty_like(logits, memory_format=torch.contiguous_format)
-    return losses.new_empty(()), losses, losses.new_empty((2, *losses.shape)), grad
 
 
 class WithGradient(torch.autograd.Function):
@@ -80,7 +73,13 @@ def weigh_at_once(
     state = attention._state_on(input.device)
     tensors = [state[name] for name in WEIGH_STATE]
     total, losses, rows, grad = torch.ops.absgd.weighted_softmax_loss.default(
-        input.detach(), target, *criterion.options(dtype), *tensors, *attention._rule()
+        input.detach(),
+        target,
+        *criterion.options(dtype),
+        *(None, None, None, None),
+        *tensors,
+        *attention._rule(),
+        *(math.inf, False, False),
     )
     attention._remember(rows, losses)
     torch.autograd.graph.increment_version(tensors[1:])

@@ -187,7 +187,9 @@ class Weighting:
         self._follow_lam(losses, mask)
         rows, world_size = self._gather_stats(losses, mask)
         tensors = [state[name] for name in WEIGH_STATE]
-        out = torch.ops.absgd.weigh(losses, mask, rows, *tensors, *self._rule(), world_size)
+        out = torch.ops.absgd.weigh(
+            losses, mask, None, rows, *tensors, *self._rule(), math.inf, False, False, world_size
+        )
         torch.autograd.graph.increment_version(tensors[1:])  # operators leave it to their caller
         return out
 
@@ -209,11 +211,11 @@ class Weighting:
         if not self._memory.follows:
             return
         if self._world_size() == 1:
-            torch.ops.absgd.follow_lam(losses, mask, state["lam_rule"], state["lam"])
+            torch.ops.absgd.follow_lam(losses, mask, None, state["lam_rule"], state["lam"])
         else:
             search = state["lam_rule"].new_zeros(_ops.LAM_SEARCH_SIZE)
             for _ in range(_ops.LAM_ROUNDS):
-                own = torch.ops.absgd.lam_sums(losses, mask, state["lam_rule"], search)
+                own = torch.ops.absgd.lam_sums(losses, mask, None, state["lam_rule"], search)
                 torch.ops.absgd.lam_round(state["lam_rule"], self._gather(own), search)
             torch.ops.absgd.lam_update(state["lam_rule"], search, state["lam"])
         torch.autograd.graph.increment_version([state["lam"]])
@@ -223,7 +225,7 @@ class Weighting:
         world_size = self._world_size()
         if world_size == 1:
             return None, 1
-        own = torch.ops.absgd.batch_stats(losses, mask, self._state()["lam"])
+        own = torch.ops.absgd.batch_stats(losses, mask, None, self._state()["lam"])
         return self._gather(own), world_size
 
     def _gather(self, own: Tensor) -> Tensor:
