@@ -1,9 +1,8 @@
-/* The operators torch.ops.absgd.* for weights and the momentum step: schemas, and the CPU kernels
+/* The operators torch.ops.absgd.* for weights: schemas, and the CPU kernels
  * of absgd.h behind them. On LibTorch's stable ABI, so that one binary serves every torch since
  * 2.10. Python (_ops.py) adds the fake kernels; the CUDA object adds its own implementations. */
 #include "operators.h"
 #include "register_batch.h"
-#include "register_step.h"
 
 #include <algorithm>
 #include <cmath>
@@ -11,8 +10,6 @@
 
 namespace absgd {
 namespace {
-
-constexpr int64_t STEP_CHUNK = 16384; /* elements that are worth a thread */
 
 /* work(i, n) for pieces [i, i + n) of a batch, by torch's threads. */
 template <class Work> void for_chunks(int64_t n, const Work &work) {
@@ -234,60 +231,6 @@ void lam_update(const Tensor &lam_rule, const Tensor &search, const Tensor &lam)
           "absgd::lam_update");
 }
 
-/* One step over tensors of one dtype. */
-void step_tensors(absgd_dtype dtype, const absgd_tensor *tensors, int64_t n,
-                  const absgd_sgd_options &options) {
-    int64_t size = 0;
-    for (int64_t i = 0; i < n; i++) size += tensors[i].numel;
-    check(absgd_sgd_step(dtype, tensors, n, &options, 0, 0), "absgd::sgd_step_");
-    torch::stable::parallel_for(0, chunks(size, STEP_CHUNK), 1, [&](int64_t begin, int64_t end) {
-        absgd_sgd_step(dtype, tensors, n, &options, begin * STEP_CHUNK,
-                       std::min(end * STEP_CHUNK, size));
-    });
-}
-
-absgd_sgd_options options_of(double lr, const std::optional<Tensor> &lr_tensor, double momentum,
-                             double dampening, double weight_decay, bool nesterov, bool maximize,
-                             bool polyak, const std::optional<Tensor> &grad_scale) {
-    return {lr_tensor ? *doubles(*lr_tensor, 1, "lr_tensor") : lr,
-            momentum,
-            dampening,
-            weight_decay,
-            grad_scale ? *doubles(*grad_scale, 1, "grad_scale") : 1.0,
-            nesterov,
-            maximize,
-            polyak};
-}
-
-void sgd_step_(const std::vector<Tensor> &params, const std::vector<Tensor> &grads,
-               const std::vector<Tensor> &momenta, bool fresh, double lr,
-               std::optional<Tensor> lr_tensor, double momentum, double dampening,
-               double weight_decay, bool nesterov, bool maximize, bool polyak,
-               std::optional<Tensor> grad_scale, std::optional<Tensor> found_inf) {
-    if (found_inf && *doubles(*found_inf, 1, "found_inf") != 0.0) return;
-    const absgd_sgd_options options = options_of(lr, lr_tensor, momentum, dampening, weight_decay,
-                                                 nesterov, maximize, polyak, grad_scale);
-    StepTensors tensors(params, grads, momenta, fresh);
-    for (int dtype = ABSGD_FLOAT32; dtype <= ABSGD_BFLOAT16; dtype++) {
-        const std::vector<absgd_tensor> &list = tensors.of[dtype];
-        step_tensors(static_cast<absgd_dtype>(dtype), list.data(), list.size(), options);
-    }
-    tensors.write_back();
-}
-
-/* The same step, of tensors whose addresses Python keeps in a table between steps: [n, 5] int64,
- * each row an absgd_tensor. Taking n tensors apart costs more than the arithmetic of a small model.
- * The caller answers for the addresses; anchor is any of the tensors, and picks the device. */
-void sgd_step_table(const Tensor &table, const Tensor &anchor, double lr,
-                    std::optional<Tensor> lr_tensor, double momentum, double dampening,
-                    double weight_decay, bool nesterov, bool maximize, bool polyak,
-                    std::optional<Tensor> grad_scale, std::optional<Tensor> found_inf) {
-    if (found_inf && *doubles(*found_inf, 1, "found_inf") != 0.0) return;
-    const absgd_sgd_options options = options_of(lr, lr_tensor, momentum, dampening, weight_decay,
-                                                 nesterov, maximize, polyak, grad_scale);
-    step_tensors(dtype_of(anchor, "params"), step_table(table), table.size(0), options);
-}
-
 } // namespace
 } // namespace absgd
 
@@ -318,16 +261,6 @@ STABLE_TORCH_LIBRARY(absgd, m) {
           "-> Tensor");
     m.def("lam_round(Tensor lam_rule, Tensor rows, Tensor(a!) search) -> ()");
     m.def("lam_update(Tensor lam_rule, Tensor search, Tensor(a!) lam) -> ()");
-    m.def("sgd_step_("
-          "Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] momenta, bool fresh, "
-          "float lr, Tensor? lr_tensor, float momentum, float dampening, float weight_decay, "
-          "bool nesterov, bool maximize, bool polyak, "
-          "Tensor? grad_scale, Tensor? found_inf) -> ()");
-    m.def("sgd_step_table("
-          "Tensor table, Tensor anchor, "
-          "float lr, Tensor? lr_tensor, float momentum, float dampening, float weight_decay, "
-          "bool nesterov, bool maximize, bool polyak, "
-          "Tensor? grad_scale, Tensor? found_inf) -> ()");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(absgd, CPU, m) {
@@ -340,6 +273,4 @@ STABLE_TORCH_LIBRARY_IMPL(absgd, CPU, m) {
     m.impl("lam_sums", TORCH_BOX(&absgd::lam_sums));
     m.impl("lam_round", TORCH_BOX(&absgd::lam_round));
     m.impl("lam_update", TORCH_BOX(&absgd::lam_update));
-    m.impl("sgd_step_", TORCH_BOX(&absgd::sgd_step_));
-    m.impl("sgd_step_table", TORCH_BOX(&absgd::sgd_step_table));
 }

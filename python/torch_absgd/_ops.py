@@ -5,7 +5,6 @@ The schemas stand in ``csrc/register.cpp``; shapes and meanings in ``csrc/absgd.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -270,41 +269,3 @@ def _(
     )
     grad = torch.empty_like(logits, memory_format=torch.contiguous_format)
     return losses.new_empty(()), losses, _weights_like(losses), grad
-
-
-@torch.library.register_fake("absgd::sgd_step_")
-def _(
-    params: Sequence[Tensor],
-    grads: Sequence[Tensor],
-    momenta: Sequence[Tensor],
-    fresh: bool,
-    lr: float,
-    lr_tensor: Tensor | None,
-    momentum: float,
-    dampening: float,
-    weight_decay: float,
-    nesterov: bool,
-    maximize: bool,
-    polyak: bool,
-    grad_scale: Tensor | None,
-    found_inf: Tensor | None,
-) -> None:
-    return None
-
-
-@torch.library.register_fake("absgd::sgd_step_table")
-def _(
-    table: Tensor,
-    anchor: Tensor,
-    lr: float,
-    lr_tensor: Tensor | None,
-    momentum: float,
-    dampening: float,
-    weight_decay: float,
-    nesterov: bool,
-    maximize: bool,
-    polyak: bool,
-    grad_scale: Tensor | None,
-    found_inf: Tensor | None,
-) -> None:
-    return None

@@ -5,8 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, MutableMapping
 from contextlib import AbstractContextManager
-from operator import attrgetter
-from types import NoneType
 from typing import Any, Literal
 
 import torch
@@ -16,15 +14,14 @@ from torch.optim.optimizer import ParamsT
 from torch.optim.sgd import sgd
 
 from . import _checks
+from .fused_step import MOMENTUM_KEYS, FusedStep, takes
 from .lam_rules import LamRule
 from .optimizer_state import (
-    MOMENTUM_KEYS,
     OPTIMIZER_WIDE,
     agreed_entries,
     convert_momentum,
     same,
 )
-from .step_table import StepTable
 from .weighting import STATE, Lam, Memory, ProcessGroup, Weighting, new_state, number_or_nan
 
 
@@ -112,7 +109,7 @@ class ABSGD(Weighting, SGD):
         )
         self.process_group = process_group
         self._memory = Memory(follows=isinstance(lam, LamRule))
-        self._tables: dict[int, StepTable] = {}
+        self._fused: dict[int, FusedStep] = {}
         s_init = number_or_nan(s_init)
         self._at_construction: dict[str, Any] = {
             **new_state(lam, s_init, torch.device("cpu")),
@@ -236,121 +233,29 @@ class ABSGD(Weighting, SGD):
         if self._must_skip():
             return loss
         for index, group in enumerate(self.param_groups):
-            if not self._table_step(index, group):
-                self._step_group(group)
+            self._step_group(group, self._fused.setdefault(index, FusedStep()))
         return loss
 
-    def _step_group(self, group: dict[str, Any]) -> None:
-        if _takes_torch_path(group):
+    def _step_group(self, group: dict[str, Any], fused: FusedStep | None = None) -> None:
+        scaler = self._from_scaler("grad_scale"), self._from_scaler("found_inf")
+        if not (fused or FusedStep()).step(group, self.state, *scaler):
             self._torch_step(group)
-        else:
-            self._fused_step(group)
 
     def _must_skip(self) -> bool:
         """Whether the host knows, or has to know now, that gradients overflowed under AMP.
 
-        On a device, the kernels read found_inf themselves. Only the first step with dampening has
-        to ask: whether a buffer exists from then on is the host's knowledge.
+        On a device, the kernels read found_inf themselves; torch's implementation does not.
         """
         found_inf = self._from_scaler("found_inf")
         if found_inf is None:
             return False
-        must_ask = found_inf.device.type == "cpu" or any(
-            _takes_torch_path(group)
-            or (group["dampening"] != 0 and any(self._is_fresh(p, group) for p in group["params"]))
-            for group in self.param_groups
+        must_ask = found_inf.device.type == "cpu" or not all(
+            takes(group, self.state) for group in self.param_groups
         )
         return must_ask and found_inf.item() != 0
 
     def _from_scaler(self, name: Literal["grad_scale", "found_inf"]) -> Tensor | None:
         return getattr(self, name, None)
-
-    def _is_fresh(self, p: Tensor, group: dict[str, Any]) -> bool:
-        return self.state[p].get(MOMENTUM_KEYS[group["momentum_form"]]) is None
-
-    def _table_step(self, index: int, group: dict[str, Any]) -> bool:
-        """The fused kernel on addresses kept from the step before; False where they do not hold,
-        as on a first step, or where the general way has to be taken."""
-        if torch.compiler.is_compiling() or _chooses_torch(group):
-            return False
-        params, grads = _with_gradients(group["params"])
-        momenta = []
-        if group["momentum"] != 0:
-            key = MOMENTUM_KEYS[group["momentum_form"]]
-            momenta = [self.state[p].get(key) for p in params]
-        table = self._tables.get(index)
-        if table is None or not table.describes(params, momenta):
-            if not params or any(v is None for v in momenta):
-                return False
-            table = self._tables[index] = StepTable(params, grads, momenta)
-        if not table.update(grads):
-            if table.is_plain:  # else kept, so that it is not built anew at each step
-                del self._tables[index]
-            return False
-        torch.ops.absgd.sgd_step_table.default(
-            table.tensor, table.anchor, *self._arguments(group, table.anchor.device)
-        )
-        torch.autograd.graph.increment_version(table.changed)
-        return True
-
-    def _arguments(self, group: dict[str, Any], device: torch.device) -> tuple[Any, ...]:
-        """The group's hyper-parameters, in the operators' order."""
-        lr = group["lr"]
-        if torch.compiler.is_compiling() and not isinstance(lr, Tensor):
-            # As an operator's float it would be a constant of the graph, compiled for each value;
-            # the compiler keeps a product with a tensor symbolic.
-            lr = torch.ones((), dtype=torch.float64, device=device) * lr
-        return (
-            math.nan if isinstance(lr, Tensor) else lr,
-            _float64_on(lr, device),
-            group["momentum"],
-            group["dampening"],
-            group["weight_decay"],
-            group["nesterov"],
-            group["maximize"],
-            group["momentum_form"] == "polyak",
-            _float64_on(self._from_scaler("grad_scale"), device),
-            _float64_on(self._from_scaler("found_inf"), device),
-        )
-
-    def _fused_step(self, group: dict[str, Any]) -> None:
-        """The fused kernel, once for each device and for buffers that do and do not exist yet."""
-        key = MOMENTUM_KEYS[group["momentum_form"]]
-        batches: dict[tuple[torch.device, bool], list[tuple[Tensor, Tensor, Tensor | None]]] = {}
-        for p in group["params"]:
-            if p.grad is None:
-                continue
-            momentum = self.state[p].get(key) if group["momentum"] != 0 else None
-            fresh = group["momentum"] != 0 and momentum is None
-            if fresh:
-                # Under AMP the step may be skipped on the device: zeros are then a buffer that has
-                # seen no step, and the kernel need not know that it is the first.
-                momentum = torch.zeros_like(p) if self._is_amp() else torch.empty_like(p)
-            batches.setdefault((p.device, fresh and not self._is_amp()), []).append(
-                (p, p.grad, momentum)
-            )
-        for (device, fresh), tensors in batches.items():
-            self._launch(group, device, fresh, tensors)
-            if group["momentum"] != 0:
-                for p, _, momentum in tensors:
-                    self.state[p][key] = momentum
-
-    def _is_amp(self) -> bool:
-        found_inf = self._from_scaler("found_inf")
-        return found_inf is not None and found_inf.device.type != "cpu"
-
-    def _launch(
-        self,
-        group: dict[str, Any],
-        device: torch.device,
-        fresh: bool,
-        tensors: list[tuple[Tensor, Tensor, Tensor | None]],
-    ) -> None:
-        params = [_local(p) for p, _, _ in tensors]
-        grads = [_local(g.to(p.dtype)) for p, g, _ in tensors]
-        momenta = [_local(v) for _, _, v in tensors if v is not None]
-        torch.ops.absgd.sgd_step_(params, grads, momenta, fresh, *self._arguments(group, device))
-        torch.autograd.graph.increment_version(params + momenta)
 
     def _torch_step(self, group: dict[str, Any]) -> None:
         """torch.optim.SGD's own step of one group."""
@@ -394,7 +299,7 @@ class ABSGD(Weighting, SGD):
         that exist, on their device. What it lacks (a plain SGD's has no λ) stays as it was."""
         if "param_groups" not in self.__dict__:
             super().__setstate__(state)
-            self._tables = {}
+            self._fused = {}
             self._forget()
             return
         own = {name: self.param_groups[0][name] for name in OPTIMIZER_WIDE}
@@ -412,46 +317,4 @@ class ABSGD(Weighting, SGD):
         own.update(loaded)
         for group in self.param_groups:
             group.update(own)
-        self._tables = {}
         self._forget()
-
-
-def _local(t: Tensor) -> Tensor:
-    """The memory that the kernel works on: a DTensor's own shard, a complex tensor's reals."""
-    if hasattr(t, "to_local"):
-        t = t.to_local()
-    return torch.view_as_real(t.resolve_conj()) if t.is_complex() else t
-
-
-def _with_gradients(params: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-    """The parameters that have a gradient, and their gradients."""
-    grads = [*map(attrgetter("grad"), params)]
-    if NoneType in map(type, grads):
-        params = [p for p, g in zip(params, grads, strict=True) if g is not None]
-        grads = [g for g in grads if g is not None]
-    return params, grads
-
-
-def _float64_on(value: float | Tensor | None, device: torch.device) -> Tensor | None:
-    """A tensor hyper-parameter as the kernel reads it; None for a number. What is on the host stays
-    there, as the operator takes it too: bringing it to a device would wait for the device."""
-    if not isinstance(value, Tensor):
-        return None
-    device = value.device if value.is_cpu else device
-    return value.to(device, torch.float64).reshape(())
-
-
-def _chooses_torch(group: dict[str, Any]) -> bool:
-    """Whether the hyper-parameters ask for torch's own implementation."""
-    return (
-        group["differentiable"]
-        or group["foreach"] is not None
-        or group["fused"] is False
-        or isinstance(group["weight_decay"], Tensor)
-    )
-
-
-def _takes_torch_path(group: dict[str, Any]) -> bool:
-    return _chooses_torch(group) or any(
-        p.grad is not None and p.grad.is_sparse for p in group["params"]
-    )

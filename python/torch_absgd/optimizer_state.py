@@ -10,9 +10,9 @@ from torch import Tensor
 
 from . import _checks
 from ._ops import LAM_RULE_SIZE, REPORT_SIZE
+from .fused_step import MOMENTUM_KEYS
 from .weighting import STATE
 
-MOMENTUM_KEYS = {"torch": "momentum_buffer", "polyak": "displacement_buffer"}
 OPTIMIZER_WIDE = (*STATE, "gamma", "alpha", "s_init", "momentum_form")
 
 
