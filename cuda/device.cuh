@@ -77,15 +77,23 @@ __host__ __device__ inline bool is_aligned(const void *x) {
     return reinterpret_cast<uintptr_t>(x) % 16 == 0;
 }
 
-/* Losses with their mask, which may be NULL. */
+/* Losses with their mask and base measure, which may be NULL. */
 template <class S> struct masked_losses {
     const S *losses;
     const uint8_t *mask;
+    const typename arithmetic<S>::type *weights;
     int64_t n;
 
     __device__ bool counts(int64_t i) const { return !mask || mask[i]; }
     __device__ double loss(int64_t i) const { return static_cast<double>(to_real(losses[i])); }
+
+    /* of a sample that counts */
+    __device__ double weight(int64_t i) const {
+        return weights ? static_cast<double>(weights[i]) : 1.0;
+    }
 };
+
+__device__ inline bool is_weight(double w) { return w >= 0.0 && isfinite(w); }
 
 /* ---- reductions ---- */
 

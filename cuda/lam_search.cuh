@@ -18,19 +18,21 @@ __device__ absgd_lam_row lam_chunk(const masked_losses<S> &batch, int64_t begin,
     if (search.round != 0.0) row.max = max;
     for (int64_t i = begin + threadIdx.x; i < end; i += blockDim.x) {
         if (!batch.counts(i)) continue;
-        const double x = sign * batch.loss(i);
+        const double x = sign * batch.loss(i), w = batch.weight(i);
         row.count += 1.0;
+        row.sum_weight += w;
         if (search.round == 0.0) {
-            row.nonfinite += isfinite(x) ? 0.0 : 1.0;
+            row.nonfinite += isfinite(x) && is_weight(w) ? 0.0 : 1.0;
+            if (!(w > 0.0)) continue;
             row.max = fmax(row.max, x);
             row.max_negated = fmax(row.max_negated, -x);
-        } else {
-            const double y = (x - max) * inverse_lam, e = exp(y);
-            row.s0 += e;
-            row.s1 += e * y;
-            row.s2 += e * y * y;
-            row.t0 += e * e;
-            row.t1 += e * e * y;
+        } else if (w > 0.0) {
+            const double y = (x - max) * inverse_lam, e = exp(y), we = w * e;
+            row.s0 += we;
+            row.s1 += we * y;
+            row.s2 += we * y * y;
+            row.t0 += we * e;
+            row.t1 += we * e * y;
         }
     }
     return reduce(row, blockDim.x, absgd_join_lam_rows);

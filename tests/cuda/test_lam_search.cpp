@@ -7,12 +7,13 @@ namespace {
 class CudaLam : public testing::TestWithParam<absgd_dtype> {};
 INSTANTIATE_TEST_SUITE_P(Dtypes, CudaLam, testing::ValuesIn(DTYPES));
 
-double lam_on_cpu(absgd_dtype dtype, const Bytes &losses, const uint8_t *mask, int64_t n,
-                  const absgd_lam_rule &rule, double lam) {
+double lam_on_cpu(absgd_dtype dtype, const Bytes &losses, const uint8_t *mask, const void *weight,
+                  int64_t n, const absgd_lam_rule &rule, double lam) {
     absgd_lam_search search = {};
     for (int round = 0; round < ABSGD_LAM_ROUNDS; round++) {
         absgd_lam_row row;
-        EXPECT_EQ(absgd_lam_sums(dtype, losses.data(), mask, n, &rule, &search, &row), ABSGD_OK);
+        EXPECT_EQ(absgd_lam_sums(dtype, losses.data(), mask, weight, n, &rule, &search, &row),
+                  ABSGD_OK);
         EXPECT_EQ(absgd_lam_round(&rule, &row, 1, &search), ABSGD_OK);
     }
     EXPECT_EQ(absgd_lam_update(&rule, &search, &lam), ABSGD_OK);
@@ -28,6 +29,13 @@ std::vector<uint8_t> every_third_masked(size_t n) {
     return mask;
 }
 
+/* A base measure, in which some samples have no part. */
+Bytes some_weights(absgd_dtype dtype, size_t n) {
+    std::vector<double> weight = normal_values(n, 7);
+    for (size_t i = 0; i < n; i++) weight[i] = i % 5 == 4 ? 0.0 : std::exp(weight[i]);
+    return encode(arithmetic_type(dtype), weight);
+}
+
 TEST_P(CudaLam, FollowFindsTheCpusLambda) {
     for (int64_t n : {1, 100, 4100}) { /* 4100: three chunks */
         for (const absgd_lam_rule &rule : RULES) {
@@ -36,16 +44,19 @@ TEST_P(CudaLam, FollowFindsTheCpusLambda) {
                 SCOPED_TRACE(testing::Message() << "n = " << n << ", kind " << rule.kind);
                 const Bytes losses = encode(GetParam(), normal_values(n, 1, 2.0));
                 const std::vector<uint8_t> mask = every_third_masked(n);
+                const Bytes weight = some_weights(GetParam(), n);
                 const double start = rule.sign * 3.0;
-                const double wanted =
-                    lam_on_cpu(GetParam(), losses, masked ? mask.data() : nullptr, n, rule, start);
+                const double wanted = lam_on_cpu(GetParam(), losses, masked ? mask.data() : nullptr,
+                                                 masked ? weight.data() : nullptr, n, rule, start);
+                const DeviceArray<char> weight_(weight);
                 const DeviceArray<char> on(losses);
                 const DeviceArray<uint8_t> mask_(mask);
                 const DeviceArray<absgd_lam_rule> rule_(rule);
                 const DeviceArray<absgd_lam_row> scratch(std::vector<absgd_lam_row>(8));
                 const DeviceArray<double> lam(start);
                 ASSERT_EQ(absgd_follow_lam_cuda(GetParam(), on.data(),
-                                                masked ? mask_.data() : nullptr, n, rule_.data(),
+                                                masked ? mask_.data() : nullptr,
+                                                masked ? weight_.data() : nullptr, n, rule_.data(),
                                                 scratch.data(), lam.data(), nullptr),
                           ABSGD_OK);
                 expect_close(lam.get(), {wanted}, 1e-9, 0.0, "lam");
@@ -64,33 +75,63 @@ TEST_P(CudaLam, TheSearchInPiecesIsTheSame) {
     const DeviceArray<absgd_lam_row> scratch(std::vector<absgd_lam_row>(2)), row(absgd_lam_row{});
     const DeviceArray<double> lam(1.0);
     for (int round = 0; round < ABSGD_LAM_ROUNDS; round++) {
-        ASSERT_EQ(absgd_lam_sums_cuda(GetParam(), on.data(), nullptr, n, rule_.data(),
+        ASSERT_EQ(absgd_lam_sums_cuda(GetParam(), on.data(), nullptr, nullptr, n, rule_.data(),
                                       search.data(), scratch.data(), row.data(), nullptr),
                   ABSGD_OK);
         ASSERT_EQ(absgd_lam_round_cuda(rule_.data(), row.data(), 1, search.data(), nullptr),
                   ABSGD_OK);
     }
     ASSERT_EQ(absgd_lam_update_cuda(rule_.data(), search.data(), lam.data(), nullptr), ABSGD_OK);
-    expect_close(lam.get(), {lam_on_cpu(GetParam(), losses, nullptr, n, rule, 1.0)}, 1e-9, 0.0,
-                 "lam");
+    expect_close(lam.get(), {lam_on_cpu(GetParam(), losses, nullptr, nullptr, n, rule, 1.0)}, 1e-9,
+                 0.0, "lam");
 }
 
-TEST(CudaWeightedLoss, CountedAndDot) {
-    const std::vector<int64_t> target = {3, -100, 0, -100, 7};
+TEST(CudaWeightedLoss, TheBaseMeasureOfClassesAndSamples) {
+    const std::vector<int64_t> target = {3, -100, 0, 1, 7};
     const DeviceArray<int64_t> target_(target);
-    const DeviceArray<uint8_t> mask(std::vector<uint8_t>(5, 9));
-    ASSERT_EQ(absgd_counted_cuda(target_.data(), 5, -100, mask.data(), nullptr), ABSGD_OK);
-    EXPECT_EQ(mask.get(), (std::vector<uint8_t>{1, 0, 1, 0, 1}));
+    const DeviceArray<uint8_t> mask(std::vector<uint8_t>{1, 1, 0, 1, 1}), counts(mask.get());
+    const std::vector<double> of_classes = {0.5, 1, 2, 3}, of_samples = {2, 2, 2, 2, 2};
+    const absgd_softmax_loss spec = {5, 4, 1, nullptr, nullptr, nullptr, 1.0, 0.0, 0.0, -100};
+    for (absgd_dtype dtype : {ABSGD_FLOAT32, ABSGD_FLOAT64}) {
+        const DeviceArray<char> class_weight(encode(dtype, of_classes)),
+            weight(encode(dtype, of_samples)), measure(weight.get());
+        ASSERT_EQ(absgd_base_measure_cuda(dtype, &spec, target_.data(), nullptr, mask.data(),
+                                          weight.data(), class_weight.data(), counts.data(),
+                                          measure.data(), nullptr),
+                  ABSGD_OK);
+        EXPECT_EQ(counts.get(), (std::vector<uint8_t>{1, 0, 0, 1, 1}));
+        expect_close(decode(dtype, measure.get()), {6, 2, 1, 2, NOT_A_NUMBER}, 0.0, 0.0, "hard");
+    }
+}
+
+TEST(CudaWeightedLoss, TheBaseMeasureOfSoftTargets) {
+    /* (N, C, inner) = (2, 3, 2) */
+    const std::vector<double> q = {0.5, 1, 0.25, 0, 0.25, 0, 0, 0, 0, 0.5, 1, 0.5};
+    const DeviceArray<char> q_(encode(ABSGD_FLOAT32, q)),
+        class_weight(encode(ABSGD_FLOAT32, {1, 2, 4})), measure(Bytes(4 * sizeof(float)));
+    const absgd_softmax_loss spec = {4, 3, 2, nullptr, nullptr, nullptr, 1.0, 0.0, 0.0, -100};
+    ASSERT_EQ(absgd_base_measure_cuda(ABSGD_FLOAT32, &spec, nullptr, q_.data(), nullptr, nullptr,
+                                      class_weight.data(), nullptr, measure.data(), nullptr),
+              ABSGD_OK);
+    expect_close(decode(ABSGD_FLOAT32, measure.get()), {2, 1, 4, 3}, 0.0, 0.0, "soft");
+}
+
+TEST(CudaWeightedLoss, Dot) {
     for (absgd_dtype dtype : {ABSGD_FLOAT32, ABSGD_FLOAT64}) {
         for (size_t n : {0, 1, 1000}) {
-            const Bytes a = encode(dtype, normal_values(n, 1));
-            const Bytes b = encode(dtype, normal_values(n, 2));
-            const std::vector<double> x = decode(dtype, a), y = decode(dtype, b);
+            std::vector<uint8_t> mask = every_third_masked(n);
+            std::vector<double> x = normal_values(n, 1);
+            for (size_t i = 0; i < n; i++) x[i] = mask[i] ? x[i] : NAN;
+            const Bytes a = encode(dtype, x), b = encode(dtype, normal_values(n, 2));
+            x = decode(dtype, a);
+            const std::vector<double> y = decode(dtype, b);
             double wanted = 0.0;
-            for (size_t i = 0; i < n; i++) wanted += x[i] * y[i];
+            for (size_t i = 0; i < n; i++) wanted += mask[i] ? x[i] * y[i] : 0.0;
             const DeviceArray<char> a_(a), b_(b), total(Bytes(size_of(dtype)));
-            ASSERT_EQ(absgd_dot_cuda(dtype, a_.data(), b_.data(), n, total.data(), nullptr),
-                      ABSGD_OK);
+            const DeviceArray<uint8_t> mask_(mask);
+            ASSERT_EQ(
+                absgd_dot_cuda(dtype, a_.data(), b_.data(), mask_.data(), n, total.data(), nullptr),
+                ABSGD_OK);
             expect_close(decode(dtype, total.get()), {wanted}, epsilon(dtype), 1e-13, "dot");
         }
     }

@@ -116,7 +116,7 @@ TEST(Harness, AGridThatIsNotResidentAtOnceIsRefused) {
 
 TEST(Launches, AFailureIsReported) {
     const DeviceArray<double> d(std::vector<double>(32));
-    const absgd_rule rule = {0.9, 1.0, NAN};
+    const absgd_rule rule = {0.9, 1.0, NAN, 0, 0, 0};
     cuda_on_cpu::next_error = 1;
     EXPECT_EQ(absgd_carry_log_s_cuda(d.data(), &rule, d.data(), d.data() + 1, nullptr),
               ABSGD_CUDA_ERROR);
@@ -125,7 +125,7 @@ TEST(Launches, AFailureIsReported) {
 }
 
 TEST(Launches, WeighIsOneAtEveryBatchSize) {
-    const absgd_rule rule = {0.9, 1.0, NAN};
+    const absgd_rule rule = {0.9, 1.0, NAN, 0, 0, 0};
     for (int64_t n : {1, 2048, 20000}) {
         const DeviceArray<float> losses(std::vector<float>(n, 1.0f)), weights(losses.get()),
             coefficients(losses.get());
@@ -133,7 +133,7 @@ TEST(Launches, WeighIsOneAtEveryBatchSize) {
         const DeviceArray<absgd_report> reports(std::vector<absgd_report>(2));
         const DeviceArray<absgd_stats> scratch(std::vector<absgd_stats>(10));
         const int before = cuda_on_cpu::launches;
-        ASSERT_EQ(absgd_weigh_cuda(ABSGD_FLOAT32, losses.data(), nullptr, n, nullptr, 0,
+        ASSERT_EQ(absgd_weigh_cuda(ABSGD_FLOAT32, losses.data(), nullptr, nullptr, n, nullptr, 0,
                                    scratch.data(), lam.data(), &rule, log_s.data(),
                                    log_s_lam.data(), reports.data(), 1.0, weights.data(),
                                    coefficients.data(), nullptr),

@@ -33,9 +33,9 @@ TEST(Shapes, Weigh) {
                 const DeviceArray<absgd_stats> scratch(std::vector<absgd_stats>(4));
                 const DeviceArray<absgd_report> reports(std::vector<absgd_report>(2));
                 const loss_batch<float> batch = {
-                    {losses.data(), nullptr, n}, lam.data(), nullptr, 0, scratch.data()};
+                    {losses.data(), nullptr, nullptr, n}, lam.data(), nullptr, 0, scratch.data()};
                 const moving_average rule = {
-                    {0.9, 1.0, NAN}, log_s.data(), log_s_lam.data(), reports.data()};
+                    {0.9, 1.0, NAN, 1.2, 1, 0}, log_s.data(), log_s_lam.data(), reports.data()};
                 ASSERT_EQ(launch(weigh_kernel<float, moving_average>, {blocks, threads, blocks > 1},
                                  nullptr, batch, rule, 1.0, p.data(), c.data()),
                           ABSGD_OK);
@@ -57,8 +57,8 @@ TEST(Shapes, TheNormaliserHasTheSameBitsOnEveryNumberOfMultiprocessors) {
         const DeviceArray<double> lam(0.1), log_s(NAN), log_s_lam(0.1);
         const DeviceArray<absgd_stats> scratch(std::vector<absgd_stats>(8));
         const DeviceArray<absgd_report> reports(std::vector<absgd_report>(2));
-        const absgd_rule rule = {0.9, 1.0, NAN};
-        ASSERT_EQ(absgd_weigh_cuda(ABSGD_FLOAT32, losses.data(), nullptr, n, nullptr, 0,
+        const absgd_rule rule = {0.9, 1.0, NAN, 1.2, 1, 0};
+        ASSERT_EQ(absgd_weigh_cuda(ABSGD_FLOAT32, losses.data(), nullptr, nullptr, n, nullptr, 0,
                                    scratch.data(), lam.data(), &rule, log_s.data(),
                                    log_s_lam.data(), reports.data(), 1.0, p.data(), c.data(),
                                    nullptr),
