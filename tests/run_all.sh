@@ -55,12 +55,6 @@ cpp_tests() {
     ctest_all "$build/cpp"
 }
 
-cuda_kernels_on_the_cpu() {
-    cmake -S tests/cuda_host -B "$build/cuda_host" >/dev/null
-    cmake --build "$build/cuda_host"
-    ctest_all "$build/cuda_host"
-}
-
 aarch64_compilation() {
     local file
     for file in csrc/*.c; do
@@ -72,7 +66,7 @@ aarch64_compilation() {
 stage "style" style
 stage "installed package" installed
 stage "GoogleTests with ASan and UBSan" cpp_tests
-stage "CUDA kernels on the CPU" cuda_kernels_on_the_cpu
+stage "tests/gpu.sh, rehearsed without a card" env PYTHON=python tests/gpu.sh --rehearse --build "$build/gpu" --report "$build/gpu-report"
 if has aarch64-linux-gnu-gcc; then stage "aarch64 compilation" aarch64_compilation; fi
 echo "=== pytest (after $SECONDS s)"
 python -m pytest tests -n 2 --dist loadfile "$@"
