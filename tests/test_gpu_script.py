@@ -35,7 +35,7 @@ def test_all_is_well(tmp_path):
 
 @pytest.mark.parametrize("broken", STAGES)
 def test_a_broken_stage_fails_the_run_and_stops_none_after_it(tmp_path, broken):
-    sign = {"loaded": "cuda_status", "package": "pytest", "bench": "bench_cuda"}[broken]
+    sign = {"loaded": "cuda_status", "package": "test_cuda.py", "bench": "bench_cuda"}[broken]
     status, summary = rehearse(tmp_path, f'case "$*" in *{sign}*) exit 3 ;; esac')
     assert status == 1
     codes = {line.split()[1].rstrip(":"): int(line.split()[3].rstrip(",")) for line in summary[:-1]}
