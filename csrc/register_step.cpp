@@ -1,6 +1,7 @@
-/* torch.ops.absgd.sgd_step_: its schema, and the CPU kernel behind it. The operator takes tensors
- * and reads everything about them at each step, so that no remembered address can be out of date.
- * fused_step.py adds the fake kernel; the CUDA object adds its own implementation. */
+/* The step operators of torch.ops.absgd: their schemas, and the CPU kernel behind them. They take
+ * tensors, or the id of a record that holds tensors, and read everything about them at each step:
+ * no remembered address can be out of date. fused_step.py adds the fake kernels; the CUDA object
+ * adds its own implementations. */
 #include "register_step.h"
 
 namespace absgd {
@@ -21,8 +22,7 @@ void step_tensors(absgd_dtype dtype, const std::vector<absgd_tensor> &tensors,
     });
 }
 
-void sgd_step_(StableIValue *stack, uint64_t, uint64_t) {
-    const StepArguments a(stack);
+void step(const StepArguments &a) {
     StepTensors tensors(a);
     const absgd_sgd_options options = {a.lr_tensor ? *doubles(*a.lr_tensor, 1, "lr_tensor") : a.lr,
                                        a.momentum,
@@ -47,9 +47,31 @@ void sgd_step_(StableIValue *stack, uint64_t, uint64_t) {
     tensors.write_back();
 }
 
+void sgd_step_(StableIValue *stack, uint64_t, uint64_t) { step(StepArguments::of_lists(stack)); }
+
+void sgd_step_recorded(StableIValue *stack, uint64_t, uint64_t) {
+    step(StepArguments::of_record(stack));
+}
+
 } // namespace
 } // namespace absgd
 
-STABLE_TORCH_LIBRARY_FRAGMENT(absgd, m) { m.def(ABSGD_STEP_SCHEMA); }
+#define HYPERPARAMETERS                                                                            \
+    "float lr, Tensor? lr_tensor, float momentum, float dampening, float weight_decay, "           \
+    "bool nesterov, bool maximize, bool polyak, Tensor? grad_scale, Tensor? found_inf) -> ()"
 
-STABLE_TORCH_LIBRARY_IMPL(absgd, CPU, m) { m.impl("sgd_step_", &absgd::sgd_step_); }
+STABLE_TORCH_LIBRARY_FRAGMENT(absgd, m) {
+    m.def(
+        "sgd_step_("
+        "Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] momenta, bool fresh, " HYPERPARAMETERS);
+    m.def("sgd_record(Tensor[] params, Tensor[] momenta) -> int");
+    m.def("sgd_step_recorded(int record, Tensor[] grads, " HYPERPARAMETERS);
+    m.def("sgd_forget(int record) -> ()");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(absgd, CPU, m) {
+    m.impl("sgd_step_", &absgd::sgd_step_);
+    m.impl("sgd_record", &absgd::sgd_record);
+    m.impl("sgd_step_recorded", &absgd::sgd_step_recorded);
+    m.impl("sgd_forget", &absgd::sgd_forget);
+}

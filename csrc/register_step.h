@@ -1,4 +1,4 @@
-/* The arguments of absgd::sgd_step_ as the dispatcher hands them over, and their tensors as
+/* The arguments of the step operators as the dispatcher hands them over, and their tensors as
  * absgd_sgd_step takes them, on any device. Taken off the stack by hand: TORCH_BOX makes three
  * allocations of each tensor, which for a small model take longer than the step. */
 #ifndef ABSGD_REGISTER_STEP_H
@@ -7,17 +7,12 @@
 #include "register.h"
 
 #include <algorithm>
-#include <string>
+#include <memory>
+#include <mutex>
+#include <unordered_map>
 #include <utility>
 
 namespace absgd {
-
-#define ABSGD_STEP_SCHEMA                                                                          \
-    "sgd_step_("                                                                                   \
-    "Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] momenta, bool fresh, "                      \
-    "float lr, Tensor? lr_tensor, float momentum, float dampening, float weight_decay, "           \
-    "bool nesterov, bool maximize, bool polyak, "                                                  \
-    "Tensor? grad_scale, Tensor? found_inf) -> ()"
 
 /* A list of tensors, owned. */
 class TensorList {
@@ -34,7 +29,7 @@ class TensorList {
         }
         torch_delete_list(list);
     }
-    TensorList(const TensorList &) = delete;
+    TensorList(TensorList &&other) : handles_(std::move(other.handles_)) {}
     ~TensorList() {
         for (AtenTensorHandle handle : handles_) aoti_torch_delete_tensor_object(handle);
     }
@@ -46,29 +41,98 @@ class TensorList {
     std::vector<AtenTensorHandle> handles_;
 };
 
+/* What a step writes; momenta may be empty. */
+struct StepRecord {
+    TensorList params, momenta;
+
+    StepRecord(StableIValue params, StableIValue momenta) : params(params), momenta(momenta) {}
+};
+
+/* Lists that outlive a call, so that a step need not hand them over again. A record holds the
+ * tensors, not what they were like. Ids are never used twice. */
+class StepRecords {
+  public:
+    static StepRecords &here() {
+        static StepRecords *records = new StepRecords; /* tensors may not be freed after torch */
+        return *records;
+    }
+
+    int64_t add(std::shared_ptr<const StepRecord> record) {
+        const std::lock_guard<std::mutex> lock(mutex_);
+        records_[++last_] = std::move(record);
+        return last_;
+    }
+
+    std::shared_ptr<const StepRecord> find(int64_t id) {
+        const std::lock_guard<std::mutex> lock(mutex_);
+        const auto found = records_.find(id);
+        STD_TORCH_CHECK(found != records_.end(), "no step record has the id ", id);
+        return found->second;
+    }
+
+    void forget(int64_t id) {
+        std::shared_ptr<const StepRecord> record; /* freed when the lock is open again */
+        const std::lock_guard<std::mutex> lock(mutex_);
+        const auto found = records_.find(id);
+        if (found == records_.end()) return;
+        record = std::move(found->second);
+        records_.erase(found);
+    }
+
+  private:
+    std::mutex mutex_;
+    std::unordered_map<int64_t, std::shared_ptr<const StepRecord>> records_;
+    int64_t last_ = 0;
+};
+
 struct StepArguments {
-    TensorList params, grads, momenta;
+    TensorList grads;
     bool fresh;
     double lr;
     std::optional<Tensor> lr_tensor;
     double momentum, dampening, weight_decay;
     bool nesterov, maximize, polyak;
     std::optional<Tensor> grad_scale, found_inf;
+    std::shared_ptr<const StepRecord> written;
 
-    explicit StepArguments(StableIValue *stack)
-        : params(stack[0]), grads(stack[1]), momenta(stack[2]), fresh(to<bool>(stack[3])),
-          lr(to<double>(stack[4])), lr_tensor(to<std::optional<Tensor>>(stack[5])),
-          momentum(to<double>(stack[6])), dampening(to<double>(stack[7])),
-          weight_decay(to<double>(stack[8])), nesterov(to<bool>(stack[9])),
-          maximize(to<bool>(stack[10])), polyak(to<bool>(stack[11])),
-          grad_scale(to<std::optional<Tensor>>(stack[12])),
-          found_inf(to<std::optional<Tensor>>(stack[13])) {}
+    /* sgd_step_(params, grads, momenta, fresh, rest …) */
+    static StepArguments of_lists(StableIValue *stack) {
+        auto written = std::make_shared<const StepRecord>(stack[0], stack[2]);
+        StepArguments a(stack[1], to<bool>(stack[3]), stack + 4);
+        a.written = std::move(written);
+        return a;
+    }
+
+    /* sgd_step_recorded(record, grads, rest …) */
+    static StepArguments of_record(StableIValue *stack) {
+        StepArguments a(stack[1], false, stack + 2);
+        a.written = StepRecords::here().find(to<int64_t>(stack[0]));
+        return a;
+    }
 
   private:
+    StepArguments(StableIValue grads, bool fresh, StableIValue *rest)
+        : grads(grads), fresh(fresh), lr(to<double>(rest[0])),
+          lr_tensor(to<std::optional<Tensor>>(rest[1])), momentum(to<double>(rest[2])),
+          dampening(to<double>(rest[3])), weight_decay(to<double>(rest[4])),
+          nesterov(to<bool>(rest[5])), maximize(to<bool>(rest[6])), polyak(to<bool>(rest[7])),
+          grad_scale(to<std::optional<Tensor>>(rest[8])),
+          found_inf(to<std::optional<Tensor>>(rest[9])) {}
+
     template <class T> static T to(StableIValue value) {
         return torch::stable::detail::to<T>(value);
     }
 };
+
+/* sgd_record(params, momenta) -> int and sgd_forget(record), the same on every device */
+inline void sgd_record(StableIValue *stack, uint64_t, uint64_t) {
+    auto record = std::make_shared<const StepRecord>(stack[0], stack[1]);
+    stack[0] = torch::stable::detail::from(StepRecords::here().add(std::move(record)));
+}
+
+inline void sgd_forget(StableIValue *stack, uint64_t, uint64_t) {
+    StepRecords::here().forget(torch::stable::detail::to<int64_t>(stack[0]));
+}
 
 /* What the step has to know of a tensor, read anew at each step. */
 struct TensorFacts {
@@ -129,27 +193,28 @@ class StepTensors {
     std::vector<absgd_tensor> of[4]; /* absgd_dtype */
 
     explicit StepTensors(const StepArguments &a) {
-        const size_t n = a.params.size();
-        STD_TORCH_CHECK(a.grads.size() == n && (a.momenta.size() == 0 || a.momenta.size() == n),
+        const TensorList &params = a.written->params, &momenta = a.written->momenta;
+        const size_t n = params.size();
+        STD_TORCH_CHECK(a.grads.size() == n && (momenta.size() == 0 || momenta.size() == n),
                         "params, grads and momenta must have one length (momenta may be empty), ",
-                        "got ", n, ", ", a.grads.size(), " and ", a.momenta.size());
+                        "got ", n, ", ", a.grads.size(), " and ", momenta.size());
         if (n == 0) return;
-        of[dtype_of(TensorFacts(a.params[0]), 0)].reserve(n);
-        const TensorFacts first(a.params[0]);
+        of[dtype_of(TensorFacts(params[0]), 0)].reserve(n);
+        const TensorFacts first(params[0]);
         for (size_t i = 0; i < n; i++) {
-            const TensorFacts w(a.params[i]), g(a.grads[i]);
+            const TensorFacts w(params[i]), g(a.grads[i]);
             STD_TORCH_CHECK(w.same_place(first), "params[", i,
                             "] must be on the device of params[0]");
             check_alike(g, w, i, "grads");
             bool as_is = w.is_dense() && g.same_layout(w);
             void *velocity = nullptr;
-            if (a.momenta.size() != 0) {
-                const TensorFacts v(a.momenta[i]);
+            if (momenta.size() != 0) {
+                const TensorFacts v(momenta[i]);
                 check_alike(v, w, i, "momenta");
                 as_is = as_is && v.same_layout(w);
-                velocity = memory(a.momenta[i], v, as_is, true);
+                velocity = memory(momenta[i], v, as_is, true);
             }
-            void *param = memory(a.params[i], w, as_is, true);
+            void *param = memory(params[i], w, as_is, true);
             void *grad = memory(a.grads[i], g, as_is, false);
             of[dtype_of(w, i)].push_back({param, grad, velocity, w.numel, a.fresh});
         }

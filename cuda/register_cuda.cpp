@@ -258,12 +258,14 @@ void lam_update(const Tensor &lam_rule, const Tensor &search, const Tensor &lam)
 
 /* ---- the momentum step ---- */
 
-void sgd_step_(StableIValue *stack, uint64_t, uint64_t) {
-    constexpr int64_t ELEMENT_SIZE[] = {4, 8, 2, 2};
-    const StepArguments a(stack);
+void step(const StepArguments &a) {
     StepTensors tensors(a);
-    if (a.params.size() == 0) return;
-    const OnDeviceOf device(TensorFacts(a.params[0]).device_index);
+    if (a.written->params.size() == 0) return;
+    AtenTensorHandle handle;
+    TORCH_ERROR_CODE_CHECK(aoti_torch_new_tensor_handle(a.written->params[0], &handle));
+    const Tensor first(handle);
+    STD_TORCH_CHECK(first.is_cuda(), "params must be on a CUDA device");
+    const OnDeviceOf device(first);
     /* A learning rate that is a tensor on the host goes by value, as a number does. */
     const bool by_value = !a.lr_tensor || a.lr_tensor->is_cpu();
     const absgd_sgd_options options = {
@@ -279,15 +281,18 @@ void sgd_step_(StableIValue *stack, uint64_t, uint64_t) {
     const double *grad_scale = device.doubles_or_null(a.grad_scale, "grad_scale");
     const double *found_inf = device.doubles_or_null(a.found_inf, "found_inf");
     for (int dtype = ABSGD_FLOAT32; dtype <= ABSGD_BFLOAT16; dtype++) {
-        check_overlap(tensors.of[dtype], ELEMENT_SIZE[dtype]);
-    }
-    for (int dtype = ABSGD_FLOAT32; dtype <= ABSGD_BFLOAT16; dtype++) {
         const std::vector<absgd_tensor> &list = tensors.of[dtype];
         check_cuda(absgd_sgd_step_cuda(static_cast<absgd_dtype>(dtype), list.data(), list.size(),
                                        &options, lr, grad_scale, found_inf, device.stream()),
                    "absgd::sgd_step_");
     }
     tensors.write_back();
+}
+
+void sgd_step_(StableIValue *stack, uint64_t, uint64_t) { step(StepArguments::of_lists(stack)); }
+
+void sgd_step_recorded(StableIValue *stack, uint64_t, uint64_t) {
+    step(StepArguments::of_record(stack));
 }
 
 /* ---- per-sample softmax losses ---- */
@@ -410,6 +415,9 @@ STABLE_TORCH_LIBRARY_IMPL(absgd, CUDA, m) {
     m.impl("lam_round", TORCH_BOX(&absgd::lam_round));
     m.impl("lam_update", TORCH_BOX(&absgd::lam_update));
     m.impl("sgd_step_", &absgd::sgd_step_);
+    m.impl("sgd_record", &absgd::sgd_record);
+    m.impl("sgd_step_recorded", &absgd::sgd_step_recorded);
+    m.impl("sgd_forget", &absgd::sgd_forget);
     m.impl("softmax_loss", TORCH_BOX(&absgd::softmax_loss));
     m.impl("softmax_loss_backward", TORCH_BOX(&absgd::softmax_loss_backward));
     m.impl("weighted_softmax_loss", TORCH_BOX(&absgd::weighted_softmax_loss));

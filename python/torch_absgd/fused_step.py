@@ -1,16 +1,17 @@
 """The momentum step of a parameter group in one kernel: what the kernel takes, and the launch.
 
-Everything about a tensor is read anew at each step, so nothing that is remembered can be out of
-date. The operator checks its tensors before it writes: `FusedStep` hands it a group of plain
-tensors as they are, and looks more closely only where it refuses.
+The operators read everything about a tensor anew at each step, so nothing that is remembered can be
+out of date, and check before they write: `FusedStep` hands them a group of plain tensors as they
+are, and looks more closely only where they refuse. Handing tensors over costs more than the
+arithmetic of a small model; so the library keeps lists that come twice, in a record.
 """
 
 from __future__ import annotations
 
 import math
+import weakref
 from collections.abc import MutableMapping, Sequence
-from itertools import chain
-from operator import attrgetter, itemgetter
+from operator import attrgetter, is_, itemgetter
 from types import NoneType
 from typing import Any
 
@@ -24,6 +25,7 @@ MOMENTUM_KEYS = {"torch": "momentum_buffer", "polyak": "displacement_buffer"}
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 COMPLEX_DTYPES = (torch.complex64, torch.complex128)
 PLAIN = frozenset((Tensor, Parameter))
+FEW = 4  # tensors, for which a record saves nothing
 
 Group = dict[str, Any]
 State = MutableMapping[Tensor, dict[str, Any]]
@@ -34,6 +36,8 @@ class FusedStep:
 
     def __init__(self) -> None:
         self._was_refused = False  # at the last step; then the closer look comes first
+        self._record: _Record | None = None
+        self._last: list[int] = []  # whose step it was
 
     def __reduce__(self) -> tuple[type[FusedStep], tuple[()]]:
         return FusedStep, ()
@@ -56,24 +60,58 @@ class FusedStep:
             whether the step was taken (or skipped). If not, nothing was changed, and torch's own
             implementation has to take it.
         """
+        record, self._record = self._record, None
         if _chooses_torch(group):
             return False
         params, grads = _with_gradients(group["params"])
         if not params or _is_overflow(found_inf):
+            self._record = record
             return True
         momenta = _momenta(group, state, params)
-        if (
-            not (self._was_refused or torch.compiler.is_compiling())
-            and {*map(type, chain(params, grads, momenta))} <= PLAIN
-        ):
+        if not (torch.compiler.is_compiling() or self._was_refused):
+            if record is not None and not record.holds(params, momenta):
+                record = None
             try:
-                _launch(group, params, grads, momenta, False, grad_scale, found_inf)
-            except RuntimeError:
+                if self._step_of_plain(
+                    group, params, grads, momenta, record, grad_scale, found_inf
+                ):
+                    return True
+            except RuntimeError:  # what the operators raise leaves everything as it was
                 self._was_refused = True
-            else:
-                torch.autograd.graph.increment_version(params + momenta)
-                return True
+        record = None  # frees the buffers before there are others
         return self._step_of_any(group, state, params, grads, momenta, grad_scale, found_inf)
+
+    def _step_of_plain(
+        self,
+        group: Group,
+        params: list[Tensor],
+        grads: list[Tensor],
+        momenta: list[Tensor],
+        record: _Record | None,
+        grad_scale: Tensor | None,
+        found_inf: Tensor | None,
+    ) -> bool:
+        """Tensors of no other kind, with momenta that exist, as they are."""
+        if not {*map(type, grads)} <= PLAIN:
+            return False
+        written = params + momenta
+        if record is None:
+            if not {*map(type, written)} <= PLAIN:
+                return False
+            last, self._last = self._last, [*map(id, written)]
+            if last == self._last and len(params) > FEW:
+                record = _Record(params, momenta)
+        if record is None:
+            arguments = _hyper_parameters(group, params[0].device, grad_scale, found_inf)
+            torch.ops.absgd.sgd_step_.default(params, grads, momenta, False, *arguments)
+        else:
+            if any(map(Tensor.is_neg, written)):  # which the dispatcher cannot see
+                return False
+            arguments = _hyper_parameters(group, params[0].device, grad_scale, found_inf)
+            torch.ops.absgd.sgd_step_recorded.default(record.id, grads, *arguments)
+        torch.autograd.graph.increment_version(written)
+        self._record = record
+        return True
 
     def _step_of_any(
         self,
@@ -91,7 +129,7 @@ class FusedStep:
             return False
         has_momentum = group["momentum"] != 0
         may_be_skipped = found_inf is not None and has_momentum
-        if may_be_skipped and group["dampening"] != 0 and any(v is None for v in momenta):
+        if found_inf is not None and group["dampening"] != 0 and any(v is None for v in momenta):
             if found_inf.item() != 0:  # whether a buffer exists from now on is the host's to know
                 return True
             may_be_skipped = False
@@ -103,13 +141,18 @@ class FusedStep:
             v = new(p) if is_fresh else v
             key = (p.device, is_fresh and not may_be_skipped)
             batches.setdefault(key, []).append((p, g, v) if v is not None else (p, g))
-        for index, ((_, is_fresh), batch) in enumerate(batches.items()):
+        for index, ((device, is_fresh), batch) in enumerate(batches.items()):
             columns = [[*column] for column in zip(*batch, strict=True)]
             local = [[*map(_memory, column)] for column in columns]
             written, *_, buffers = (*columns, []) if not has_momentum else columns
             try:
                 velocities = local[2] if has_momentum else []
-                _launch(group, local[0], local[1], velocities, is_fresh, grad_scale, found_inf)
+                torch.ops.absgd.sgd_step_.default(
+                    *local[:2],
+                    velocities,
+                    is_fresh,
+                    *_hyper_parameters(group, device, grad_scale, found_inf),
+                )
             except RuntimeError:
                 if torch.compiler.is_compiling() or index > 0:
                     raise
@@ -117,8 +160,31 @@ class FusedStep:
             torch.autograd.graph.increment_version(written + buffers)
             for p, v in zip(written, buffers, strict=False):
                 state[p][MOMENTUM_KEYS[group["momentum_form"]]] = v
-        self._was_refused = len(batches) > 1 or any(_memory(p) is not p for p in params)
+        self._was_refused = len(batches) > 1 or any(_memory(t) is not t for t in params + grads)
         return True
+
+
+class _Record:
+    """Parameters and momenta that the library holds."""
+
+    def __init__(self, params: list[Tensor], momenta: list[Tensor]) -> None:
+        self.params, self.momenta = params[:], momenta[:]
+        self.id: int = torch.ops.absgd.sgd_record.default(params, momenta)
+        is_cpu = params[0].device.type == "cpu"
+        weakref.finalize(self, _forget, "CPU" if is_cpu else "CUDA", self.id)
+
+    def holds(self, params: list[Tensor], momenta: list[Tensor]) -> bool:
+        return _are_same(params, self.params) and _are_same(momenta, self.momenta)
+
+
+def _forget(key: str, record: int) -> None:
+    """Past the dispatcher, because a finalizer may run inside anybody's dispatch mode."""
+    keys = torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, key))
+    torch.ops.absgd.sgd_forget.default.redispatch(keys, record)
+
+
+def _are_same(tensors: Sequence[Tensor], others: Sequence[Tensor]) -> bool:
+    return len(tensors) == len(others) and all(map(is_, tensors, others))
 
 
 def takes(group: Group, state: State | None = None) -> bool:
@@ -142,7 +208,7 @@ def _chooses_torch(group: Group) -> bool:
 
 def _takes_row(param: Tensor, grad: Tensor, momentum: Tensor | None) -> bool:
     """Whether the kernel takes a parameter, its gradient and its momentum, if that exists."""
-    row = [t for t in (param, grad, momentum) if t is not None]
+    row: list[Any] = [t for t in (param, momentum, grad) if t is not None]
     if hasattr(param, "to_local"):
         if not all(_is_sharded_alike(t, param) for t in row):
             return False
@@ -151,16 +217,19 @@ def _takes_row(param: Tensor, grad: Tensor, momentum: Tensor | None) -> bool:
     return (
         _has_kernel(first.device)
         and first.dtype in (*DTYPES, *COMPLEX_DTYPES)
-        and not first.is_conj()
-        and not (momentum is not None and row[-1].is_conj())
         and all(
             type(t) in PLAIN
             and t.layout is torch.strided
             and (t.dtype, t.device, t.shape) == (first.dtype, first.device, first.shape)
-            and not t.is_neg()
             for t in row
         )
+        and not any(map(_is_lazy, row[:-1]))
     )
+
+
+def _is_lazy(t: Tensor) -> bool:
+    """Whether memory holds the negatives or conjugates of the values; a graph knows no such."""
+    return not torch.compiler.is_compiling() and (t.is_neg() or t.is_conj())
 
 
 def _is_sharded_alike(t: Any, param: Any) -> bool:
@@ -176,10 +245,12 @@ def _has_kernel(device: torch.device) -> bool:
     return device.type == "cpu"
 
 
-def _memory(t: Tensor) -> Tensor:
+def _memory(t: Any) -> Tensor:
     """The memory that the kernel works on: a DTensor's own shard, a complex tensor's reals."""
     if hasattr(t, "to_local"):
         t = t.to_local()
+    if not torch.compiler.is_compiling():
+        t = t.resolve_neg()
     return torch.view_as_real(t.resolve_conj()) if t.is_complex() else t
 
 
@@ -197,8 +268,14 @@ def _momenta(group: Group, state: State, params: list[Tensor]) -> list[Any]:
     if group["momentum"] == 0:
         return []
     key = MOMENTUM_KEYS[group["momentum_form"]]
+    if torch.compiler.is_compiling() or len(state) != len(params):
+        slots: Any = map(state.get, params)
+    elif all(map(is_, state, params)):
+        slots = state.values()  # without hashing: a tensor's hash is a function of Python's
+    else:
+        slots = map(state.get, params)
     try:
-        return [*map(itemgetter(key), map(state.get, params))]  # type: ignore[arg-type]
+        return [*map(itemgetter(key), slots)]
     except (KeyError, TypeError):
         return [(state.get(p) or {}).get(key) for p in params]
 
@@ -208,16 +285,10 @@ def _is_overflow(found_inf: Tensor | None) -> bool:
     return found_inf is not None and found_inf.device.type == "cpu" and found_inf.item() != 0
 
 
-def _launch(
-    group: Group,
-    params: list[Tensor],
-    grads: list[Tensor],
-    momenta: list[Tensor],
-    fresh: bool,
-    grad_scale: Tensor | None,
-    found_inf: Tensor | None,
-) -> None:
-    device = params[0].device
+def _hyper_parameters(
+    group: Group, device: torch.device, grad_scale: Tensor | None, found_inf: Tensor | None
+) -> tuple[Any, ...]:
+    """In the operators' order."""
     lr = group["lr"]
     if torch.compiler.is_compiling():
         if not isinstance(lr, Tensor):
@@ -227,11 +298,7 @@ def _launch(
     elif isinstance(lr, Tensor) and lr.device.type == "cpu":
         lr = lr.item()  # by value: a copy to the device would wait for it
     is_tensor = isinstance(lr, Tensor)
-    torch.ops.absgd.sgd_step_.default(
-        params,
-        grads,
-        momenta,
-        fresh,
+    return (
         math.nan if is_tensor else lr,
         _float64_on(lr, device) if is_tensor else None,
         group["momentum"],
@@ -253,7 +320,7 @@ def _float64_on(value: Tensor, device: torch.device) -> Tensor:
 # ---- the operator's fake kernel, and tensors that it refuses
 
 
-@torch.library.register_fake("absgd::sgd_step_")
+@torch.library.register_fake("absgd::sgd_step_")  # type: ignore[untyped-decorator]
 def _(
     params: Sequence[Tensor],
     grads: Sequence[Tensor],
@@ -296,7 +363,17 @@ def _(
             )
 
 
-_library = torch.library.Library("absgd", "IMPL")
+@torch.library.register_fake("absgd::sgd_record")  # type: ignore[untyped-decorator]
+def _(params: Sequence[Tensor], momenta: Sequence[Tensor]) -> int:
+    raise RuntimeError("absgd::sgd_record: tensors without memory cannot be recorded")
+
+
+@torch.library.register_fake("absgd::sgd_step_recorded")  # type: ignore[untyped-decorator]
+def _(record: int, grads: Sequence[Tensor], *_: object) -> None:
+    raise RuntimeError("absgd::sgd_step_recorded: a record cannot be traced: use sgd_step_")
+
+
+_library = torch.library.Library("absgd", "IMPL")  # type: ignore[no-untyped-call]
 
 
 def _refuse_negative(*_: object) -> None:
@@ -304,4 +381,4 @@ def _refuse_negative(*_: object) -> None:
     raise RuntimeError("absgd::sgd_step_: tensors must not have the neg bit: call resolve_neg()")
 
 
-_library.impl("sgd_step_", _refuse_negative, "Negative")
+_library.impl("sgd_step_", _refuse_negative, "Negative")  # type: ignore[no-untyped-call]
