@@ -3,8 +3,8 @@
  * The functions, structs, status codes and formulas are those of absgd.h, which is the reference
  * for every argument that is not explained here. What differs:
  *
- *   - Every pointer is to memory of the current device, but for an absgd_rule, `options`, `spec`
- * and `tensors` themselves, which are the host's and are read before the call returns. λ, log_s,
+ *   - Every pointer is to memory of the current device, except rule (an absgd_rule), options, spec
+ *     and tensors themselves: they are the host's, and read before the call returns. λ, log_s,
  *     statistics, reports and accumulations so stay on the device, where a captured CUDA graph
  *     finds their new values at each replay.
  *   - Work is queued on `stream` (a cudaStream_t; NULL is the default stream). Nothing is
@@ -28,26 +28,26 @@ extern "C" {
 /* ---- weights ---- */
 
 /* A batch of more than ABSGD_CUDA_CHUNK losses is reduced in chunks of that many, by several
- * thread blocks; `scratch` then has room for a row of each, (n + CHUNK − 1)/CHUNK of them. It may
- * be NULL for a smaller batch, or where `rows` are given. */
+ * thread blocks; `scratch` then has room for a row of each, (n + CHUNK − 1)/CHUNK of them, given
+ * `rows` or not. It may be NULL for a smaller batch. */
 #define ABSGD_CUDA_CHUNK 2048
 
 /* As absgd_batch_stats. */
 ABSGD_API absgd_status absgd_batch_stats_cuda(absgd_dtype dtype, const void *losses,
-                                              const uint8_t *mask, int64_t n, const double *lam,
-                                              absgd_stats *scratch, absgd_stats *stats,
-                                              void *stream);
+                                              const uint8_t *mask, const void *weight, int64_t n,
+                                              const double *lam, absgd_stats *scratch,
+                                              absgd_stats *stats, void *stream);
 
 /* As absgd_carry_log_s. */
 ABSGD_API absgd_status absgd_carry_log_s_cuda(const double *lam, const absgd_rule *rule,
                                               double *log_s, double *log_s_lam, void *stream);
 
 /* A step of Algorithm 1 in one launch: absgd_batch_stats (or absgd_combine_stats of rows[0..n_rows)
- * where rows is not NULL, the ranks' rows), then absgd_update_log_s, absgd_observe and
- * absgd_weights. */
+ * where rows is not NULL, the ranks' rows), then absgd_update_log_s, absgd_weights and
+ * absgd_observe. The report's capped is the share of these samples, not of all ranks'. */
 ABSGD_API absgd_status absgd_weigh_cuda(absgd_dtype dtype, const void *losses, const uint8_t *mask,
-                                        int64_t n, const absgd_stats *rows, int64_t n_rows,
-                                        absgd_stats *scratch, const double *lam,
+                                        const void *weight, int64_t n, const absgd_stats *rows,
+                                        int64_t n_rows, absgd_stats *scratch, const double *lam,
                                         const absgd_rule *rule, double *log_s, double *log_s_lam,
                                         absgd_report reports[2], double factor, void *weights,
                                         void *coefficients, void *stream);
@@ -55,12 +55,13 @@ ABSGD_API absgd_status absgd_weigh_cuda(absgd_dtype dtype, const void *losses, c
 /* ---- gradient accumulation ---- */
 
 /* A micro-batch in one launch: its statistics, or rows, as absgd_weigh_cuda; absgd_accumulate; and
- * absgd_weights with log_c for log_s and reference_count for B. */
+ * absgd_weights with log_c for log_s, reference_count for B and no κ. Adds to capped. */
 ABSGD_API absgd_status absgd_weigh_provisionally_cuda(
-    absgd_dtype dtype, const void *losses, const uint8_t *mask, int64_t n, const absgd_stats *rows,
-    int64_t n_rows, absgd_stats *scratch, const double *lam, const absgd_rule *rule,
-    const double *log_s, const double *log_s_lam, absgd_accumulation *accumulation, double *shrink,
-    double factor, void *weights, void *coefficients, void *stream);
+    absgd_dtype dtype, const void *losses, const uint8_t *mask, const void *weight, int64_t n,
+    const absgd_stats *rows, int64_t n_rows, absgd_stats *scratch, const double *lam,
+    const absgd_rule *rule, const double *log_s, const double *log_s_lam,
+    absgd_accumulation *accumulation, double *shrink, double factor, void *weights,
+    void *coefficients, void *stream);
 
 /* absgd_settle, then absgd_observe. The whole batch is the accumulation's, or rows[0..n_rows)
  * joined where rows is not NULL. */
@@ -75,13 +76,13 @@ ABSGD_API absgd_status absgd_settle_cuda(absgd_accumulation *accumulation, const
  * the answer stands, then absgd_lam_update. rule is on the device; scratch has room for two rows a
  * chunk, or is NULL, as above. */
 ABSGD_API absgd_status absgd_follow_lam_cuda(absgd_dtype dtype, const void *losses,
-                                             const uint8_t *mask, int64_t n,
+                                             const uint8_t *mask, const void *weight, int64_t n,
                                              const absgd_lam_rule *rule, absgd_lam_row *scratch,
                                              double *lam, void *stream);
 
 /* As absgd_lam_sums, for all losses; absgd_lam_round; absgd_lam_update. */
 ABSGD_API absgd_status absgd_lam_sums_cuda(absgd_dtype dtype, const void *losses,
-                                           const uint8_t *mask, int64_t n,
+                                           const uint8_t *mask, const void *weight, int64_t n,
                                            const absgd_lam_rule *rule,
                                            const absgd_lam_search *search, absgd_lam_row *scratch,
                                            absgd_lam_row *row, void *stream);
@@ -94,8 +95,7 @@ ABSGD_API absgd_status absgd_lam_update_cuda(const absgd_lam_rule *rule,
 /* ---- the momentum step ---- */
 
 /* As absgd_sgd_step. lr and grad_scale, where not NULL, stand in for options' own; found_inf, where
- * not NULL and not 0, leaves every parameter and buffer as it is. One launch for each 640 tensors.
- */
+ * not NULL and not 0, leaves every parameter and buffer as it is. A launch takes 640 tensors. */
 ABSGD_API absgd_status absgd_sgd_step_cuda(absgd_dtype dtype, const absgd_tensor *tensors,
                                            int64_t n_tensors, const absgd_sgd_options *options,
                                            const double *lr, const double *grad_scale,
@@ -104,8 +104,9 @@ ABSGD_API absgd_status absgd_sgd_step_cuda(absgd_dtype dtype, const absgd_tensor
 /* ---- per-sample softmax losses ---- */
 
 /* As absgd_softmax_loss_forward and _backward, for all samples; weight, margin and offset are on
- * the device. A target out of range, which the host cannot see, gives a NaN loss and gradient. A
- * sample's sums are turned into its loss in the arithmetic type, where the CPU takes double. */
+ * the device. At most 2^30 classes. A target out of range, which the host cannot see, gives a
+ * NaN loss and gradient. A sample's sums are turned into its loss in the arithmetic type, where the
+ * CPU takes double. */
 ABSGD_API absgd_status absgd_softmax_loss_forward_cuda(absgd_dtype dtype,
                                                        const absgd_softmax_loss *spec,
                                                        const void *logits, const int64_t *target,
@@ -121,13 +122,21 @@ ABSGD_API absgd_status absgd_softmax_loss_backward_cuda(absgd_dtype dtype,
 
 /* ---- from losses to the scalar ---- */
 
-/* mask[i] = whether target[i] is not ignore_index. */
-ABSGD_API absgd_status absgd_counted_cuda(const int64_t *target, int64_t n, int64_t ignore_index,
-                                          uint8_t *mask, void *stream);
+/* The base measure of a softmax loss's samples, of dtype's arithmetic type: measure[i] = weight[i],
+ * or 1 if weight is NULL, times class_weight[target[i]] or Σ_c class_weight[c]·soft_target[i][c];
+ * NaN for a target out of range. counts[i]: whether mask[i], where there is a mask, and target[i]
+ * is not ignore_index. Either result may be NULL. spec, target and soft_target as above. */
+ABSGD_API absgd_status absgd_base_measure_cuda(absgd_dtype dtype, const absgd_softmax_loss *spec,
+                                               const int64_t *target, const void *soft_target,
+                                               const uint8_t *mask, const void *weight,
+                                               const void *class_weight, uint8_t *counts,
+                                               void *measure, void *stream);
 
-/* *total = Σ coefficients_i·losses_i, all three of dtype, which is float32 or float64. */
+/* *total = Σ coefficients_i·losses_i over mask_i ≠ 0, all of dtype, which is float32 or float64;
+ * mask may be NULL. */
 ABSGD_API absgd_status absgd_dot_cuda(absgd_dtype dtype, const void *coefficients,
-                                      const void *losses, int64_t n, void *total, void *stream);
+                                      const void *losses, const uint8_t *mask, int64_t n,
+                                      void *total, void *stream);
 
 #ifdef __cplusplus
 }

@@ -21,6 +21,8 @@ namespace absgd {
 
 constexpr int WARP = 32;
 constexpr int THREADS = 256; /* of a block; kernels take what blockDim says, in whole warps */
+constexpr int RESIDENT =
+    4; /* blocks of a multiprocessor, as __launch_bounds__ of kernels that meet */
 
 /* ---- element types ---- */
 
@@ -75,15 +77,23 @@ __host__ __device__ inline bool is_aligned(const void *x) {
     return reinterpret_cast<uintptr_t>(x) % 16 == 0;
 }
 
-/* Losses with their mask, which may be NULL. */
+/* Losses with their mask and base measure, which may be NULL. */
 template <class S> struct masked_losses {
     const S *losses;
     const uint8_t *mask;
+    const typename arithmetic<S>::type *weights;
     int64_t n;
 
     __device__ bool counts(int64_t i) const { return !mask || mask[i]; }
     __device__ double loss(int64_t i) const { return static_cast<double>(to_real(losses[i])); }
+
+    /* of a sample that counts */
+    __device__ double weight(int64_t i) const {
+        return weights ? static_cast<double>(weights[i]) : 1.0;
+    }
 };
+
+__device__ inline bool is_weight(double w) { return w >= 0.0 && isfinite(w); }
 
 /* ---- reductions ---- */
 
@@ -157,15 +167,15 @@ absgd_status launch(void (*kernel)(P...), shape shape, void *stream, const A &..
 
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-/* Blocks of a cooperative launch that the current device holds at once: one a multiprocessor. */
+/* Blocks of a cooperative launch that the current device holds at once. */
 inline int64_t resident_blocks() {
     int device = 0, multiprocessors = 1;
-    if (cudaGetDevice(&device) != cudaSuccess) return 1;
+    if (cudaGetDevice(&device) != cudaSuccess) return RESIDENT;
     if (cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device) !=
         cudaSuccess) {
-        return 1;
+        return RESIDENT;
     }
-    return multiprocessors;
+    return RESIDENT * multiprocessors;
 }
 
 /* One block for each chunk, as far as they fit on the device at once. */

@@ -14,21 +14,28 @@ static absgd_status check_search(absgd_dtype dtype, const void *losses, int64_t 
     return ABSGD_OK;
 }
 
+template <class S>
+static masked_losses<S> batch_of(const void *losses, const uint8_t *mask, const void *weight,
+                                 int64_t n) {
+    using A = typename arithmetic<S>::type;
+    return {static_cast<const S *>(losses), mask, static_cast<const A *>(weight), n};
+}
+
 absgd_status absgd_follow_lam_cuda(absgd_dtype dtype, const void *losses, const uint8_t *mask,
-                                   int64_t n, const absgd_lam_rule *rule, absgd_lam_row *scratch,
-                                   double *lam, void *stream) {
+                                   const void *weight, int64_t n, const absgd_lam_rule *rule,
+                                   absgd_lam_row *scratch, double *lam, void *stream) {
     const absgd_status status = check_search(dtype, losses, n, rule, scratch);
     if (status != ABSGD_OK) return status;
     ABSGD_REQUIRE(lam, ABSGD_NULL_POINTER);
     return with_type(dtype, [&](auto zero) {
         using S = decltype(zero);
-        const masked_losses<S> batch = {static_cast<const S *>(losses), mask, n};
+        const auto batch = batch_of<S>(losses, mask, weight, n);
         return launch(follow_lam_kernel<S>, shape_for_batch(n), stream, batch, rule, scratch, lam);
     });
 }
 
 absgd_status absgd_lam_sums_cuda(absgd_dtype dtype, const void *losses, const uint8_t *mask,
-                                 int64_t n, const absgd_lam_rule *rule,
+                                 const void *weight, int64_t n, const absgd_lam_rule *rule,
                                  const absgd_lam_search *search, absgd_lam_row *scratch,
                                  absgd_lam_row *row, void *stream) {
     const absgd_status status = check_search(dtype, losses, n, rule, scratch);
@@ -36,7 +43,7 @@ absgd_status absgd_lam_sums_cuda(absgd_dtype dtype, const void *losses, const ui
     ABSGD_REQUIRE(search && row, ABSGD_NULL_POINTER);
     return with_type(dtype, [&](auto zero) {
         using S = decltype(zero);
-        const masked_losses<S> batch = {static_cast<const S *>(losses), mask, n};
+        const auto batch = batch_of<S>(losses, mask, weight, n);
         return launch(lam_sums_kernel<S>, shape_for_batch(n), stream, batch, rule, search, scratch,
                       row);
     });

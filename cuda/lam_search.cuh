@@ -18,35 +18,36 @@ __device__ absgd_lam_row lam_chunk(const masked_losses<S> &batch, int64_t begin,
     if (search.round != 0.0) row.max = max;
     for (int64_t i = begin + threadIdx.x; i < end; i += blockDim.x) {
         if (!batch.counts(i)) continue;
-        const double x = sign * batch.loss(i);
+        const double x = sign * batch.loss(i), w = batch.weight(i);
         row.count += 1.0;
+        row.sum_weight += w;
         if (search.round == 0.0) {
-            row.nonfinite += isfinite(x) ? 0.0 : 1.0;
+            row.nonfinite += isfinite(x) && is_weight(w) ? 0.0 : 1.0;
+            if (!(w > 0.0)) continue;
             row.max = fmax(row.max, x);
             row.max_negated = fmax(row.max_negated, -x);
-        } else {
-            const double y = (x - max) * inverse_lam, e = exp(y);
-            row.s0 += e;
-            row.s1 += e * y;
-            row.s2 += e * y * y;
-            row.t0 += e * e;
-            row.t1 += e * e * y;
+        } else if (w > 0.0) {
+            const double y = (x - max) * inverse_lam, e = exp(y), we = w * e;
+            row.s0 += we;
+            row.s1 += we * y;
+            row.s2 += we * y * y;
+            row.t0 += we * e;
+            row.t1 += we * e * y;
         }
     }
     return reduce(row, blockDim.x, absgd_join_lam_rows);
 }
 
-/* The union of rows, by the threads of the first warp. */
+/* The union of rows, by a block. */
 __device__ inline absgd_lam_row join_lam_rows(const absgd_lam_row *rows, int64_t n_rows) {
     absgd_lam_row whole = absgd_empty_lam_row();
-    if (threadIdx.x >= WARP) return whole;
-    for (int64_t i = threadIdx.x; i < n_rows; i += WARP) {
+    for (int64_t i = threadIdx.x; i < n_rows; i += blockDim.x) {
         whole = absgd_join_lam_rows(whole, rows[i]);
     }
-    return reduce(whole, WARP, absgd_join_lam_rows);
+    return reduce(whole, n_rows > WARP ? blockDim.x : WARP, absgd_join_lam_rows);
 }
 
-/* The row of the whole batch at this round, in the threads of each block's first warp. */
+/* The row of the whole batch at this round, in the first thread of each block. */
 template <class S>
 __device__ absgd_lam_row lam_row(const masked_losses<S> &batch, double sign,
                                  const absgd_lam_search &search, absgd_lam_row *scratch) {
@@ -63,7 +64,7 @@ __device__ absgd_lam_row lam_row(const masked_losses<S> &batch, double sign,
 }
 
 template <class S>
-__global__ void __launch_bounds__(THREADS)
+__global__ void __launch_bounds__(THREADS, RESIDENT)
     follow_lam_kernel(masked_losses<S> batch, const absgd_lam_rule *rule, absgd_lam_row *scratch,
                       double *lam) {
     ABSGD_SHARED(absgd_lam_search, search);
@@ -83,7 +84,7 @@ __global__ void __launch_bounds__(THREADS)
 }
 
 template <class S>
-__global__ void __launch_bounds__(THREADS)
+__global__ void __launch_bounds__(THREADS, RESIDENT)
     lam_sums_kernel(masked_losses<S> batch, const absgd_lam_rule *rule,
                     const absgd_lam_search *search, absgd_lam_row *scratch, absgd_lam_row *row) {
     const absgd_lam_row whole = lam_row(batch, rule->sign, *search, scratch);

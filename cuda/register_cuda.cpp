@@ -19,7 +19,8 @@ namespace {
 /* Makes a tensor's device the current one, and knows its stream. */
 class OnDeviceOf {
   public:
-    explicit OnDeviceOf(const Tensor &t) : device_(t.get_device_index()), guard_(device_) {
+    explicit OnDeviceOf(const Tensor &t) : OnDeviceOf(t.get_device_index()) {}
+    explicit OnDeviceOf(int32_t device) : device_(device), guard_(device) {
         TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device_, &stream_));
     }
 
@@ -53,7 +54,7 @@ void check_cuda(absgd_status status, const char *op) {
 
 template <class Row> Row *as(double *values) { return reinterpret_cast<Row *>(values); }
 
-/* Rows of statistics that are given, or room for those of the chunks. */
+/* Rows of statistics that are given, and room for those of the chunks. */
 struct Rows {
     const absgd_stats *given = nullptr;
     int64_t n = 0;
@@ -64,7 +65,8 @@ struct Rows {
         if (rows) {
             n = rows->numel() / STATS_SIZE;
             given = as<absgd_stats>(device.doubles(*rows, n * STATS_SIZE, "rows"));
-        } else if (losses.n > ABSGD_CUDA_CHUNK) {
+        }
+        if (losses.n > ABSGD_CUDA_CHUNK) {
             memory = new_empty(losses.values, {chunks(losses.n, ABSGD_CUDA_CHUNK) * STATS_SIZE},
                                ScalarType::Double);
             scratch = as<absgd_stats>(static_cast<double *>(memory.mutable_data_ptr()));
@@ -72,15 +74,28 @@ struct Rows {
     }
 };
 
-Tensor batch_stats(const Tensor &losses, std::optional<Tensor> mask, const Tensor &lam) {
+/* The state of the rule, which weigh updates. */
+struct DeviceState {
+    double *lam, *log_s, *log_s_lam;
+    absgd_report *reports;
+
+    DeviceState(const OnDeviceOf &device, const Tensor &lam_, const Tensor &log_s_,
+                const Tensor &log_s_lam_, const Tensor &reports_)
+        : lam(device.doubles(lam_, 1, "lam")), log_s(device.doubles(log_s_, 1, "log_s")),
+          log_s_lam(device.doubles(log_s_lam_, 1, "log_s_lam")),
+          reports(as<absgd_report>(device.doubles(reports_, 2 * REPORT_SIZE, "reports"))) {}
+};
+
+Tensor batch_stats(const Tensor &losses, std::optional<Tensor> mask, std::optional<Tensor> weight,
+                   const Tensor &lam) {
     const OnDeviceOf device(losses);
-    const Losses batch(losses, mask);
+    const Losses batch(losses, mask, weight);
     const Rows rows(device, batch, std::nullopt);
     Tensor out = new_empty(losses, {STATS_SIZE}, ScalarType::Double);
-    check_cuda(absgd_batch_stats_cuda(batch.dtype, batch.at(0), batch.mask_at(0), batch.n,
-                                      device.doubles(lam, 1, "lam"), rows.scratch,
-                                      as<absgd_stats>(device.doubles(out, STATS_SIZE, "stats")),
-                                      device.stream()),
+    check_cuda(absgd_batch_stats_cuda(
+                   batch.dtype, batch.at(0), batch.mask_at(0), batch.weight_at(0), batch.n,
+                   device.doubles(lam, 1, "lam"), rows.scratch,
+                   as<absgd_stats>(device.doubles(out, STATS_SIZE, "stats")), device.stream()),
                "absgd::batch_stats");
     return out;
 }
@@ -96,71 +111,81 @@ char *coefficients_of(const Tensor &weights, const Losses &losses) {
     return static_cast<char *>(weights.mutable_data_ptr()) + losses.n * weights.element_size();
 }
 
-Tensor weigh(const Tensor &losses, std::optional<Tensor> mask, std::optional<Tensor> rows_,
-             const Tensor &lam, const Tensor &log_s, const Tensor &log_s_lam, const Tensor &reports,
-             double gamma, double alpha, double s_init, double factor) {
-    const OnDeviceOf device(losses);
-    const Losses batch(losses, mask);
+Tensor weigh(const OnDeviceOf &device, const Losses &batch, const std::optional<Tensor> &rows_,
+             const DeviceState &state, const absgd_rule &rule, double factor) {
     const Rows rows(device, batch, rows_);
-    const absgd_rule rule = rule_of(gamma, alpha, s_init);
     Tensor out = new_weights(batch);
-    check_cuda(absgd_weigh_cuda(
-                   batch.dtype, batch.at(0), batch.mask_at(0), batch.n, rows.given, rows.n,
-                   rows.scratch, device.doubles(lam, 1, "lam"), &rule,
-                   device.doubles(log_s, 1, "log_s"), device.doubles(log_s_lam, 1, "log_s_lam"),
-                   as<absgd_report>(device.doubles(reports, 2 * REPORT_SIZE, "reports")), factor,
-                   out.mutable_data_ptr(), coefficients_of(out, batch), device.stream()),
+    check_cuda(absgd_weigh_cuda(batch.dtype, batch.at(0), batch.mask_at(0), batch.weight_at(0),
+                                batch.n, rows.given, rows.n, rows.scratch, state.lam, &rule,
+                                state.log_s, state.log_s_lam, state.reports, factor,
+                                out.mutable_data_ptr(), coefficients_of(out, batch),
+                                device.stream()),
                "absgd::weigh");
     return out;
 }
 
+Tensor weigh_op(const Tensor &losses, std::optional<Tensor> mask, std::optional<Tensor> weight,
+                std::optional<Tensor> rows, const Tensor &lam, const Tensor &log_s,
+                const Tensor &log_s_lam, const Tensor &reports, double gamma, double alpha,
+                double s_init, double max_weight, bool keep_loss, bool bounded, double factor) {
+    const OnDeviceOf device(losses);
+    return weigh(device, Losses(losses, mask, weight), rows,
+                 DeviceState(device, lam, log_s, log_s_lam, reports),
+                 rule_of(gamma, alpha, s_init, max_weight, keep_loss, bounded, "absgd::weigh"),
+                 factor);
+}
+
 void carry_log_s(const Tensor &lam, const Tensor &log_s, const Tensor &log_s_lam, double s_init) {
     const OnDeviceOf device(log_s);
-    const absgd_rule rule = rule_of(1.0, 1.0, s_init);
+    const absgd_rule rule = {1.0, 1.0, s_init, 0.0, 0.0, 0.0};
     check_cuda(absgd_carry_log_s_cuda(device.doubles(lam, 1, "lam"), &rule,
                                       device.doubles(log_s, 1, "log_s"),
                                       device.doubles(log_s_lam, 1, "log_s_lam"), device.stream()),
                "absgd::carry_log_s");
 }
 
+absgd_accumulation *accumulation_on(const OnDeviceOf &device, const Tensor &accumulation) {
+    return as<absgd_accumulation>(device.doubles(accumulation, ACCUMULATION_SIZE, "accumulation"));
+}
+
 Tensor weigh_provisionally(const Tensor &losses, std::optional<Tensor> mask,
-                           std::optional<Tensor> rows_, const Tensor &lam, const Tensor &log_s,
-                           const Tensor &log_s_lam, const Tensor &accumulation,
-                           const Tensor &shrink, double alpha, double s_init, double factor) {
+                           std::optional<Tensor> weight, std::optional<Tensor> rows_,
+                           const Tensor &lam, const Tensor &log_s, const Tensor &log_s_lam,
+                           const Tensor &accumulation, const Tensor &shrink, double gamma,
+                           double alpha, double s_init, double max_weight, bool keep_loss,
+                           bool bounded, double factor) {
+    const char *op = "absgd::weigh_provisionally";
     const OnDeviceOf device(losses);
-    const Losses batch(losses, mask);
+    const Losses batch(losses, mask, weight);
     const Rows rows(device, batch, rows_);
-    const absgd_rule rule = rule_of(1.0, alpha, s_init);
+    const absgd_rule rule = rule_of(gamma, alpha, s_init, max_weight, keep_loss, bounded, op);
     Tensor out = new_weights(batch);
-    check_cuda(
-        absgd_weigh_provisionally_cuda(
-            batch.dtype, batch.at(0), batch.mask_at(0), batch.n, rows.given, rows.n, rows.scratch,
-            device.doubles(lam, 1, "lam"), &rule, device.doubles(log_s, 1, "log_s"),
-            device.doubles(log_s_lam, 1, "log_s_lam"),
-            as<absgd_accumulation>(device.doubles(accumulation, ACCUMULATION_SIZE, "accumulation")),
-            device.doubles(shrink, 1, "shrink"), factor, out.mutable_data_ptr(),
-            coefficients_of(out, batch), device.stream()),
-        "absgd::weigh_provisionally");
+    check_cuda(absgd_weigh_provisionally_cuda(
+                   batch.dtype, batch.at(0), batch.mask_at(0), batch.weight_at(0), batch.n,
+                   rows.given, rows.n, rows.scratch, device.doubles(lam, 1, "lam"), &rule,
+                   device.doubles(log_s, 1, "log_s"), device.doubles(log_s_lam, 1, "log_s_lam"),
+                   accumulation_on(device, accumulation), device.doubles(shrink, 1, "shrink"),
+                   factor, out.mutable_data_ptr(), coefficients_of(out, batch), device.stream()),
+               op);
     return out;
 }
 
 Tensor settle(const Tensor &accumulation, std::optional<Tensor> rows, const Tensor &lam,
               const Tensor &log_s, const Tensor &log_s_lam, const Tensor &reports, double gamma,
-              double alpha, double s_init, double divisor) {
+              double alpha, double s_init, double max_weight, bool keep_loss, bool bounded,
+              double divisor) {
+    const char *op = "absgd::settle";
     const OnDeviceOf device(accumulation);
-    const absgd_rule rule = rule_of(gamma, alpha, s_init);
+    const DeviceState state(device, lam, log_s, log_s_lam, reports);
+    const absgd_rule rule = rule_of(gamma, alpha, s_init, max_weight, keep_loss, bounded, op);
     const int64_t n_rows = rows ? rows->numel() / STATS_SIZE : 0;
     const absgd_stats *given =
         rows ? as<absgd_stats>(device.doubles(*rows, n_rows * STATS_SIZE, "rows")) : nullptr;
     Tensor factor = new_empty(lam, {}, ScalarType::Double);
-    check_cuda(
-        absgd_settle_cuda(
-            as<absgd_accumulation>(device.doubles(accumulation, ACCUMULATION_SIZE, "accumulation")),
-            given, n_rows, device.doubles(lam, 1, "lam"), &rule, divisor,
-            device.doubles(log_s, 1, "log_s"), device.doubles(log_s_lam, 1, "log_s_lam"),
-            as<absgd_report>(device.doubles(reports, 2 * REPORT_SIZE, "reports")),
-            device.doubles(factor, 1, "factor"), device.stream()),
-        "absgd::settle");
+    check_cuda(absgd_settle_cuda(accumulation_on(device, accumulation), given, n_rows, state.lam,
+                                 &rule, divisor, state.log_s, state.log_s_lam, state.reports,
+                                 device.doubles(factor, 1, "factor"), device.stream()),
+               op);
     return factor;
 }
 
@@ -185,25 +210,29 @@ absgd_lam_row *lam_rows(const Tensor &memory) {
                           : nullptr;
 }
 
-void follow_lam(const Tensor &losses, std::optional<Tensor> mask, const Tensor &lam_rule,
-                const Tensor &lam) {
-    const OnDeviceOf device(losses);
-    const Losses batch(losses, mask);
+void follow_lam(const OnDeviceOf &device, const Losses &batch, const Tensor &lam_rule,
+                double *lam) {
     const Tensor scratch = new_lam_rows(batch, 2);
-    check_cuda(absgd_follow_lam_cuda(batch.dtype, batch.at(0), batch.mask_at(0), batch.n,
-                                     lam_rule_of(device, lam_rule), lam_rows(scratch),
-                                     device.doubles(lam, 1, "lam"), device.stream()),
+    check_cuda(absgd_follow_lam_cuda(batch.dtype, batch.at(0), batch.mask_at(0), batch.weight_at(0),
+                                     batch.n, lam_rule_of(device, lam_rule), lam_rows(scratch), lam,
+                                     device.stream()),
                "absgd::follow_lam");
 }
 
-Tensor lam_sums(const Tensor &losses, std::optional<Tensor> mask, const Tensor &lam_rule,
-                const Tensor &search) {
+void follow_lam_op(const Tensor &losses, std::optional<Tensor> mask, std::optional<Tensor> weight,
+                   const Tensor &lam_rule, const Tensor &lam) {
     const OnDeviceOf device(losses);
-    const Losses batch(losses, mask);
+    follow_lam(device, Losses(losses, mask, weight), lam_rule, device.doubles(lam, 1, "lam"));
+}
+
+Tensor lam_sums(const Tensor &losses, std::optional<Tensor> mask, std::optional<Tensor> weight,
+                const Tensor &lam_rule, const Tensor &search) {
+    const OnDeviceOf device(losses);
+    const Losses batch(losses, mask, weight);
     const Tensor scratch = new_lam_rows(batch, 1);
     Tensor out = new_empty(losses, {LAM_ROW_SIZE}, ScalarType::Double);
     check_cuda(absgd_lam_sums_cuda(
-                   batch.dtype, batch.at(0), batch.mask_at(0), batch.n,
+                   batch.dtype, batch.at(0), batch.mask_at(0), batch.weight_at(0), batch.n,
                    lam_rule_of(device, lam_rule), search_of(device, search), lam_rows(scratch),
                    as<absgd_lam_row>(device.doubles(out, LAM_ROW_SIZE, "row")), device.stream()),
                "absgd::lam_sums");
@@ -229,17 +258,6 @@ void lam_update(const Tensor &lam_rule, const Tensor &search, const Tensor &lam)
 
 /* ---- the momentum step ---- */
 
-struct StepHyperparameters {
-    absgd_sgd_options options;
-    const double *lr, *grad_scale, *found_inf;
-
-    void step(absgd_dtype dtype, const absgd_tensor *tensors, int64_t n, void *stream) const {
-        check_cuda(
-            absgd_sgd_step_cuda(dtype, tensors, n, &options, lr, grad_scale, found_inf, stream),
-            "absgd::sgd_step_");
-    }
-};
-
 void step(const StepArguments &a) {
     StepTensors tensors(a);
     if (a.written->params.size() == 0) return;
@@ -248,14 +266,25 @@ void step(const StepArguments &a) {
     const Tensor first(handle);
     STD_TORCH_CHECK(first.is_cuda(), "params must be on a CUDA device");
     const OnDeviceOf device(first);
-    const StepHyperparameters hyper = {
-        {a.lr, a.momentum, a.dampening, a.weight_decay, 1.0, a.nesterov, a.maximize, a.polyak},
-        device.doubles_or_null(a.lr_tensor, "lr_tensor"),
-        device.doubles_or_null(a.grad_scale, "grad_scale"),
-        device.doubles_or_null(a.found_inf, "found_inf")};
+    /* A learning rate that is a tensor on the host goes by value, as a number does. */
+    const bool by_value = !a.lr_tensor || a.lr_tensor->is_cpu();
+    const absgd_sgd_options options = {
+        a.lr_tensor && by_value ? *doubles(*a.lr_tensor, 1, "lr_tensor") : a.lr,
+        a.momentum,
+        a.dampening,
+        a.weight_decay,
+        1.0,
+        a.nesterov,
+        a.maximize,
+        a.polyak};
+    const double *lr = by_value ? nullptr : device.doubles(*a.lr_tensor, 1, "lr_tensor");
+    const double *grad_scale = device.doubles_or_null(a.grad_scale, "grad_scale");
+    const double *found_inf = device.doubles_or_null(a.found_inf, "found_inf");
     for (int dtype = ABSGD_FLOAT32; dtype <= ABSGD_BFLOAT16; dtype++) {
         const std::vector<absgd_tensor> &list = tensors.of[dtype];
-        hyper.step(static_cast<absgd_dtype>(dtype), list.data(), list.size(), device.stream());
+        check_cuda(absgd_sgd_step_cuda(static_cast<absgd_dtype>(dtype), list.data(), list.size(),
+                                       &options, lr, grad_scale, found_inf, device.stream()),
+                   "absgd::sgd_step_");
     }
     tensors.write_back();
 }
@@ -316,40 +345,59 @@ Tensor softmax_loss_backward(const Tensor &grad_loss, const Tensor &logits, cons
 
 /* ---- a softmax loss, its weights, the scalar and its gradient in one call ---- */
 
-/* Which targets count; all of the soft ones do. */
-std::optional<Tensor> counted(const OnDeviceOf &device, const Tensor &target, const Tensor &losses,
-                              int64_t ignore_index) {
-    if (target.scalar_type() != ScalarType::Long) return std::nullopt;
-    const Tensor dense = as_contiguous(target);
-    Tensor mask = new_empty(losses, losses.sizes(), ScalarType::Bool);
-    check_cuda(absgd_counted_cuda(static_cast<const int64_t *>(dense.const_data_ptr()),
-                                  dense.numel(), ignore_index,
-                                  static_cast<uint8_t *>(mask.mutable_data_ptr()), device.stream()),
+/* The batch of a loss's samples: those that count, with their base measure. */
+Losses batch_of(const OnDeviceOf &device, const SoftmaxLoss &call, const Tensor &losses,
+                const std::optional<Tensor> &mask, const std::optional<Tensor> &weight,
+                const std::optional<Tensor> &class_weight) {
+    Losses batch(losses, mask, weight);
+    if (!call.classes_of() && !class_weight) return batch;
+    std::optional<Tensor> of_classes, counts, measure;
+    if (class_weight) {
+        const ScalarType type = arithmetic_type(call.dtype);
+        STD_TORCH_CHECK(class_weight->dim() == 1 && class_weight->numel() == call.spec.classes &&
+                            class_weight->scalar_type() == type &&
+                            same_device(*class_weight, call.logits),
+                        "class_weight must be ", call.spec.classes, " value(s) of ", name_of(type),
+                        " on the logits' device, got ", class_weight->numel(), " of ",
+                        name_of(class_weight->scalar_type()));
+        of_classes = as_contiguous(*class_weight);
+        measure = new_empty(losses, losses.sizes(), type);
+    }
+    if (call.classes_of()) counts = new_empty(losses, losses.sizes(), ScalarType::Bool);
+    check_cuda(absgd_base_measure_cuda(
+                   call.dtype, &call.spec, call.classes_of(), call.soft_target(), batch.mask_at(0),
+                   batch.weight_at(0), of_classes ? of_classes->const_data_ptr() : nullptr,
+                   counts ? static_cast<uint8_t *>(counts->mutable_data_ptr()) : nullptr,
+                   measure ? measure->mutable_data_ptr() : nullptr, device.stream()),
                "absgd::weighted_softmax_loss");
-    return mask;
+    if (counts) batch.mask = counts;
+    if (measure) batch.weight = measure;
+    return batch;
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor>
-weighted_softmax_loss(const Tensor &logits, const Tensor &target,
-                      const std::optional<Tensor> &weight, const std::optional<Tensor> &margin,
-                      const std::optional<Tensor> &offset, double scale, double focal_gamma,
-                      double label_smoothing, int64_t ignore_index, const Tensor &lam,
-                      const Tensor &log_s, const Tensor &log_s_lam, const Tensor &reports,
-                      double gamma, double alpha, double s_init) {
+std::tuple<Tensor, Tensor, Tensor, Tensor> weighted_softmax_loss(
+    const Tensor &logits, const Tensor &target, const std::optional<Tensor> &weight,
+    const std::optional<Tensor> &margin, const std::optional<Tensor> &offset, double scale,
+    double focal_gamma, double label_smoothing, int64_t ignore_index,
+    const std::optional<Tensor> &mask, const std::optional<Tensor> &base_weight,
+    const std::optional<Tensor> &class_weight, const std::optional<Tensor> &lam_rule,
+    const Tensor &lam, const Tensor &log_s, const Tensor &log_s_lam, const Tensor &reports,
+    double gamma, double alpha, double s_init, double max_weight, bool keep_loss, bool bounded) {
+    const char *op = "absgd::weighted_softmax_loss";
     const OnDeviceOf device(logits);
     const SoftmaxLoss call(logits, target, weight, margin, offset, scale, focal_gamma,
                            label_smoothing, ignore_index);
+    const DeviceState state(device, lam, log_s, log_s_lam, reports);
+    const absgd_rule rule = rule_of(gamma, alpha, s_init, max_weight, keep_loss, bounded, op);
     auto [losses, saved] = forward(device, call);
-    const Tensor weights =
-        weigh(losses, counted(device, target, losses, ignore_index), std::nullopt, lam, log_s,
-              log_s_lam, reports, gamma, alpha, s_init, 1.0);
-    const int64_t n = losses.numel();
-    const void *coefficients =
-        static_cast<const char *>(weights.const_data_ptr()) + n * weights.element_size();
+    const Losses batch = batch_of(device, call, losses, mask, base_weight, class_weight);
+    if (lam_rule) follow_lam(device, batch, *lam_rule, state.lam);
+    const Tensor weights = weigh(device, batch, std::nullopt, state, rule, 1.0);
+    const void *coefficients = coefficients_of(weights, batch);
     Tensor total = new_empty(losses, {}, losses.scalar_type());
-    check_cuda(absgd_dot_cuda(dtype_of(losses, "losses"), coefficients, losses.const_data_ptr(), n,
-                              total.mutable_data_ptr(), device.stream()),
-               "absgd::weighted_softmax_loss");
+    check_cuda(absgd_dot_cuda(batch.dtype, coefficients, losses.const_data_ptr(), batch.mask_at(0),
+                              batch.n, total.mutable_data_ptr(), device.stream()),
+               op);
     return {total, losses, weights, backward(device, call, coefficients, saved)};
 }
 
@@ -358,11 +406,11 @@ weighted_softmax_loss(const Tensor &logits, const Tensor &target,
 
 STABLE_TORCH_LIBRARY_IMPL(absgd, CUDA, m) {
     m.impl("batch_stats", TORCH_BOX(&absgd::batch_stats));
-    m.impl("weigh", TORCH_BOX(&absgd::weigh));
+    m.impl("weigh", TORCH_BOX(&absgd::weigh_op));
     m.impl("carry_log_s", TORCH_BOX(&absgd::carry_log_s));
     m.impl("weigh_provisionally", TORCH_BOX(&absgd::weigh_provisionally));
     m.impl("settle", TORCH_BOX(&absgd::settle));
-    m.impl("follow_lam", TORCH_BOX(&absgd::follow_lam));
+    m.impl("follow_lam", TORCH_BOX(&absgd::follow_lam_op));
     m.impl("lam_sums", TORCH_BOX(&absgd::lam_sums));
     m.impl("lam_round", TORCH_BOX(&absgd::lam_round));
     m.impl("lam_update", TORCH_BOX(&absgd::lam_update));

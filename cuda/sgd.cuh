@@ -1,7 +1,8 @@
 /* The momentum step over a list of tensors in one launch.
  *
  * The list is a kernel parameter (since CUDA 12.1 these may take 32,764 bytes), so that no copy to
- * the device comes before the launch. A block does one piece of one tensor, and finds which by
+ * the device comes before the launch; its capacity is that of a short, a usual or the longest list,
+ * since all of it travels with the launch. A block does one piece of one tensor, and finds which by
  * bisection in the first blocks of all of them. Two arrays are written and three read, once, 16
  * bytes at a time where all three allow it. */
 #ifndef ABSGD_SGD_CUH
@@ -11,7 +12,7 @@
 
 namespace absgd {
 
-constexpr int STEP_TENSORS = 640;       /* of a launch */
+constexpr int STEP_TENSORS = 640;       /* of a launch, at most */
 constexpr int STEP_PIECE_BYTES = 16384; /* of a tensor, for one block */
 
 template <class S> constexpr int64_t STEP_PIECE = STEP_PIECE_BYTES / sizeof(S);
@@ -37,25 +38,27 @@ template <> struct step_of<double> {
     }
 };
 
-template <class S> struct step_call {
+template <class S, int CAPACITY> struct step_call {
     using A = typename arithmetic<S>::type;
 
     typename step_of<A>::constants constants;
     const double *lr, *grad_scale, *found_inf; /* on the device, each may be NULL */
     int maximize;
     int n_tensors;
-    absgd_tensor tensors[STEP_TENSORS];     /* none of them empty */
-    unsigned first_block[STEP_TENSORS + 1]; /* ascending; the last one is the grid */
+    absgd_tensor tensors[CAPACITY];     /* none of them empty */
+    unsigned first_block[CAPACITY + 1]; /* ascending; the last one is the grid */
 };
 
-static_assert(sizeof(step_call<double>) <= 32764, "kernel parameters are limited to 32,764 bytes");
+static_assert(sizeof(step_call<double, STEP_TENSORS>) <= 32764,
+              "kernel parameters are limited to 32,764 bytes");
 
 /* Fills call with as many tensors from *next on as fit, and moves *next past them. */
-template <class S>
-void fill(step_call<S> &call, const absgd_tensor *tensors, int64_t n_tensors, int64_t *next) {
+template <class S, int CAPACITY>
+void fill(step_call<S, CAPACITY> &call, const absgd_tensor *tensors, int64_t n_tensors,
+          int64_t *next) {
     call.n_tensors = 0;
     call.first_block[0] = 0;
-    for (; *next < n_tensors && call.n_tensors < STEP_TENSORS; ++*next) {
+    for (; *next < n_tensors && call.n_tensors < CAPACITY; ++*next) {
         const absgd_tensor &t = tensors[*next];
         if (t.numel == 0) continue;
         const int64_t end = call.first_block[call.n_tensors] + ceil_div(t.numel, STEP_PIECE<S>);
@@ -65,7 +68,8 @@ void fill(step_call<S> &call, const absgd_tensor *tensors, int64_t n_tensors, in
 }
 
 /* The tensor that a block works on: the last whose first block is not after it. */
-template <class S> __device__ int tensor_of(const step_call<S> &call, unsigned block) {
+template <class S, int CAPACITY>
+__device__ int tensor_of(const step_call<S, CAPACITY> &call, unsigned block) {
     int low = 0, high = call.n_tensors;
     while (high - low > 1) {
         const int middle = (low + high) / 2;
@@ -99,8 +103,9 @@ __device__ void step_span(S *w, const S *g, S *v, int64_t n, int fresh, const K 
     }
 }
 
-template <class S>
-__global__ void __launch_bounds__(THREADS) step_kernel(const __grid_constant__ step_call<S> call) {
+template <class S, int CAPACITY>
+__global__ void __launch_bounds__(THREADS)
+    step_kernel(const __grid_constant__ step_call<S, CAPACITY> call) {
     using A = typename arithmetic<S>::type;
     if (call.found_inf && *call.found_inf != 0.0) return;
     typename step_of<A>::constants k = call.constants;

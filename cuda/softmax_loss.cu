@@ -17,15 +17,18 @@ absgd_status absgd_softmax_loss_forward_cuda(absgd_dtype dtype, const absgd_soft
     const absgd_status status =
         absgd_check_softmax_loss(dtype, spec, target, soft_target, 0, spec ? spec->samples : 0);
     if (status != ABSGD_OK) return status;
+    ABSGD_REQUIRE(spec->classes <= MAX_CLASSES, ABSGD_INVALID_SIZE);
     if (spec->samples == 0) return ABSGD_OK;
     ABSGD_REQUIRE(logits && loss && saved, ABSGD_NULL_POINTER);
     return with_type(dtype, [&](auto zero) {
         using S = decltype(zero);
         using A = typename arithmetic<S>::type;
         const auto call = loss_call_of<S>(*spec, logits, target, soft_target, THREADS);
-        const auto kernel = rows_are_aligned(*spec, call.logits)
-                                ? loss_forward_kernel<PER_16_BYTES<S>, S>
-                                : loss_forward_kernel<1, S>;
+        constexpr int V = PER_16_BYTES<S>;
+        const bool wide = is_wide(*spec, call.logits, call.logits), plain = call.is_plain();
+        const auto kernel =
+            wide ? (plain ? loss_forward_kernel<true, V, S> : loss_forward_kernel<false, V, S>)
+                 : (plain ? loss_forward_kernel<true, 1, S> : loss_forward_kernel<false, 1, S>);
         return launch(kernel, shape_for(call), stream, call, static_cast<A *>(loss),
                       static_cast<A *>(saved));
     });
@@ -39,6 +42,7 @@ absgd_status absgd_softmax_loss_backward_cuda(absgd_dtype dtype, const absgd_sof
     const absgd_status status =
         absgd_check_softmax_loss(dtype, spec, target, soft_target, 0, spec ? spec->samples : 0);
     if (status != ABSGD_OK) return status;
+    ABSGD_REQUIRE(spec->classes <= MAX_CLASSES, ABSGD_INVALID_SIZE);
     if (spec->samples == 0) return ABSGD_OK;
     ABSGD_REQUIRE(logits && saved && grad_loss && grad_logits, ABSGD_NULL_POINTER);
     return with_type(dtype, [&](auto zero) {
@@ -46,9 +50,11 @@ absgd_status absgd_softmax_loss_backward_cuda(absgd_dtype dtype, const absgd_sof
         using A = typename arithmetic<S>::type;
         const auto call = loss_call_of<S>(*spec, logits, target, soft_target, THREADS);
         S *grad = static_cast<S *>(grad_logits);
-        const bool aligned = rows_are_aligned(*spec, call.logits) && is_aligned(grad);
+        constexpr int V = PER_16_BYTES<S>;
+        const bool wide = is_wide<S>(*spec, call.logits, grad), plain = call.is_plain();
         const auto kernel =
-            aligned ? loss_backward_kernel<PER_16_BYTES<S>, S> : loss_backward_kernel<1, S>;
+            wide ? (plain ? loss_backward_kernel<true, V, S> : loss_backward_kernel<false, V, S>)
+                 : (plain ? loss_backward_kernel<true, 1, S> : loss_backward_kernel<false, 1, S>);
         return launch(kernel, shape_for(call), stream, call, static_cast<const A *>(saved),
                       static_cast<const A *>(grad_loss), grad);
     });

@@ -1,16 +1,22 @@
 /* Per-sample softmax losses, forward and backward: cross-entropy, focal, LDAM, logit adjustment.
  *
  * Forward: `lanes` adjacent threads share a sample. Each keeps a running maximum and the sums below
- * it over its own classes, TILE at a time, and rescales them when a tile raises the maximum; then
+ * it over its own classes, a tile at a time, and rescales them when a tile raises the maximum; then
  * the lanes' sums are joined, and the first lane turns them into loss and saved numbers by the
  * formulas of softmax_loss_math.h. Logits are read once. Backward: each logit is read once and its
  * gradient written once; the softmax is recomputed from what was saved.
  *
  * How samples lie on threads:
  *   (N, C), few classes      several samples a warp: lanes is a power of two
+ *   (N, C), C ≤ 1024         a warp a sample, several samples a block
  *   (N, C), many classes     a block a sample: lanes is blockDim
  *   (N, C, inner)            a thread a sample (lanes = 1): neighbours in `inner` are neighbours
- *                            in a warp, so that each class is read side by side */
+ *                            in a warp, so that each class is read side by side. More lanes only
+ *                            where samples are too few to fill a card
+ *
+ * PLAIN: neither offset, soft target nor label smoothing, so that a logit takes a handful of
+ * instructions. V: elements that are read at once, 16 bytes of them if rows lie one after the
+ * other; a row need not begin on such a boundary, its first and last pack are taken apart. */
 #ifndef ABSGD_SOFTMAX_LOSS_CUH
 #define ABSGD_SOFTMAX_LOSS_CUH
 
@@ -22,7 +28,10 @@
 
 namespace absgd {
 
-constexpr int TILE = 8; /* logits that a thread has in registers */
+/* Logits that a thread has in registers. */
+template <class S> constexpr int TILE = sizeof(S) == 8 ? 4 : 8;
+
+constexpr int64_t MAX_CLASSES = 1 << 30; /* class numbers are 32-bit */
 
 ABSGD_DEFINE_SOFTMAX_LOSS(float, loss_f32, expf, logf, log1pf)
 ABSGD_DEFINE_SOFTMAX_LOSS(double, loss_f64, exp, log, log1p)
@@ -48,6 +57,18 @@ __device__ inline loss_f64_result soft_loss(double sum, double a_sum, double a_d
 __device__ inline float lowest(float) { return -FLT_MAX; }
 __device__ inline double lowest(double) { return -DBL_MAX; }
 
+/* e^x for x ≤ 0, in float to a relative 2^-22 + |x|·2^-24: no digit of a sum of them. */
+__device__ inline float exp_nonpositive(float x) {
+#ifdef __CUDA_ARCH__
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x * 1.44269504f));
+    return y;
+#else
+    return expf(x);
+#endif
+}
+__device__ inline double exp_nonpositive(double x) { return exp(x); }
+
 template <class S> struct loss_call {
     using A = typename arithmetic<S>::type;
 
@@ -55,54 +76,117 @@ template <class S> struct loss_call {
     const int64_t *target;
     const A *soft_target;
     const A *weight, *margin, *offset; /* each may be NULL */
-    int64_t samples, classes, inner, ignore_index;
+    int64_t samples, inner, ignore_index;
+    int classes;
     A scale, gamma;
     A kept, share; /* 1 − ε and ε/C */
     int lanes;
 
-    __device__ bool spreads() const { return soft_target || share != 0; }
+    __host__ __device__ bool spreads() const { return soft_target || share != 0; }
+    bool is_plain() const { return !offset && !spreads(); }
 
     /* The index of class 0's logit; class c's is c·inner further. */
     __device__ int64_t first_logit(int64_t sample) const {
         return inner == 1 ? sample * classes : sample / inner * classes * inner + sample % inner;
     }
 
-    __device__ A z(A logit, int64_t c) const { return scale * logit + (offset ? offset[c] : 0); }
+    __device__ A z(A logit, int c) const { return scale * logit + (offset ? offset[c] : 0); }
 
-    __device__ A z_of_target(int64_t first, int64_t y) const {
+    __device__ A z_of_target(int64_t first, int y) const {
         return z(to_real(logits[first + y * inner]) - (margin ? margin[y] : 0), y);
     }
 
-    __device__ A weight_of(int64_t c) const { return weight ? weight[c] : 1; }
+    __device__ A weight_of(int c) const { return weight ? weight[c] : 1; }
 
     /* a_c of softmax_loss_math.h */
-    __device__ A a(int64_t first, int64_t c) const {
+    __device__ A a(int64_t first, int c) const {
         return weight_of(c) * (soft_target ? kept * soft_target[first + c * inner] + share : share);
     }
 };
 
 /* The classes of one lane are visited tile after tile; a tile is TILE/V packs of V neighbours, and
- * the packs of all lanes interleave, so that a warp reads side by side. */
+ * the packs of all lanes interleave, so that a warp reads side by side. Packs lie on 16-byte
+ * boundaries: the first one of a row may begin before it, and the last one end after it. */
 template <int V, class S> struct lane_tile {
-    int64_t first_class, step; /* of the first pack; from pack to pack */
+    using A = typename arithmetic<S>::type;
+    static constexpr int N = TILE<S>;
 
-    __device__ lane_tile(const loss_call<S> &call, int lane)
-        : first_class(static_cast<int64_t>(lane) * V), step(static_cast<int64_t>(call.lanes) * V) {}
+    int first_class, step; /* of the first pack; from pack to pack */
+
+    __device__ lane_tile(const loss_call<S> &call, const S *row, int lane)
+        : first_class(lane * V -
+                      static_cast<int>(reinterpret_cast<uintptr_t>(row) / sizeof(S) % V)),
+          step(call.lanes * V) {}
 
     __device__ bool is_in(const loss_call<S> &call) const { return first_class < call.classes; }
-    __device__ void advance() { first_class += TILE / V * step; }
-    __device__ int64_t class_of(int i) const { return first_class + i / V * step + i % V; }
+    __device__ void advance() { first_class += N / V * step; }
+    __device__ int class_of(int i) const { return first_class + i / V * step + i % V; }
 
-    __device__ void load(const loss_call<S> &call, int64_t first,
-                         typename arithmetic<S>::type (&logits)[TILE]) const {
-        pack<S, V> packs[TILE / V] = {};
+    __device__ bool is_in_row(const loss_call<S> &call, int i) const {
+        return static_cast<unsigned>(class_of(i)) < static_cast<unsigned>(call.classes);
+    }
+
+    __device__ bool is_whole(const loss_call<S> &call) const {
+        return first_class >= 0 && class_of(N - 1) < call.classes;
+    }
+
+    __device__ bool has(int c) const {
+        bool found = false;
 #pragma unroll
-        for (int k = 0; k < TILE / V; k++) {
-            const int64_t c = class_of(k * V);
-            if (c < call.classes) packs[k] = read<V>(call.logits + first + c * call.inner);
+        for (int i = 0; i < N; i += V) {
+            found |= static_cast<unsigned>(c) - static_cast<unsigned>(class_of(i)) < V;
         }
+        return found;
+    }
+
+    /* −∞ beyond the row */
+    __device__ void load(const loss_call<S> &call, const S *row, A (&logits)[N]) const {
+        if (is_whole(call)) {
+            pack<S, V> packs[N / V];
 #pragma unroll
-        for (int i = 0; i < TILE; i++) logits[i] = to_real(packs[i / V].of[i % V]);
+            for (int k = 0; k < N / V; k++) packs[k] = read<V>(row + class_of(k * V) * call.inner);
+#pragma unroll
+            for (int i = 0; i < N; i++) logits[i] = to_real(packs[i / V].of[i % V]);
+        } else {
+#pragma unroll
+            for (int i = 0; i < N; i++) {
+                logits[i] =
+                    is_in_row(call, i) ? to_real(row[class_of(i) * call.inner]) : A(-INFINITY);
+            }
+        }
+    }
+
+    __device__ void store(const loss_call<S> &call, S *row, const A (&values)[N]) const {
+        if (is_whole(call)) {
+#pragma unroll
+            for (int k = 0; k < N / V; k++) {
+                pack<S, V> values_of;
+#pragma unroll
+                for (int j = 0; j < V; j++) values_of.of[j] = from_real<S>(values[k * V + j]);
+                write(row + class_of(k * V) * call.inner, values_of);
+            }
+        } else {
+#pragma unroll
+            for (int i = 0; i < N; i++) {
+                if (is_in_row(call, i)) row[class_of(i) * call.inner] = from_real<S>(values[i]);
+            }
+        }
+    }
+
+    /* z of all logits of the tile, in their place */
+    template <bool PLAIN> __device__ void scale(const loss_call<S> &call, A (&logits)[N]) const {
+#pragma unroll
+        for (int i = 0; i < N; i++) {
+            logits[i] = PLAIN || !is_in_row(call, i) ? call.scale * logits[i]
+                                                     : call.z(logits[i], class_of(i));
+        }
+    }
+
+    __device__ void replace(int c, A value, A (&values)[N]) const {
+#pragma unroll
+        for (int i = 0; i < N; i++) {
+            if (class_of(i) == c) values[i] = value;
+        }
     }
 };
 
@@ -127,41 +211,41 @@ __device__ class_sums<A> join_sums(const class_sums<A> &a, const class_sums<A> &
     return {max, x.sum + y.sum, x.a_sum + y.a_sum, x.a_dot + y.a_dot};
 }
 
-/* One lane's part of a sample; y < 0: no target. */
-template <int V, class S>
-__device__ class_sums<typename arithmetic<S>::type>
-lane_sums(const loss_call<S> &call, int64_t first, int64_t y, typename arithmetic<S>::type z_y,
-          int lane) {
-    using A = typename arithmetic<S>::type;
-    class_sums<A> of = {lowest(A{}), 0, 0, 0};
-    for (lane_tile<V, S> tile(call, lane); tile.is_in(call); tile.advance()) {
-        A z[TILE];
-        tile.load(call, first, z);
-        A max = of.max;
+/* One lane's part of a sample, from max on; y < 0: no target. */
+template <bool PLAIN, int V, class S, class A = typename arithmetic<S>::type>
+__device__ class_sums<A> lane_sums(const loss_call<S> &call, int64_t first, int y, A z_y, A max,
+                                   int lane) {
+    class_sums<A> of = {max, 0, 0, 0};
+    const S *row = call.logits + first;
+    for (lane_tile<V, S> tile(call, row, lane); tile.is_in(call); tile.advance()) {
+        A z[tile.N];
+        tile.load(call, row, z);
+        tile.template scale<PLAIN>(call, z);
+        const bool has_target = tile.has(y);
+        if (has_target) tile.replace(y, PLAIN ? A(-INFINITY) : z_y, z);
+        max = of.max;
 #pragma unroll
-        for (int i = 0; i < TILE; i++) {
-            const int64_t c = tile.class_of(i);
-            z[i] = c >= call.classes ? -INFINITY : c == y ? z_y : call.z(z[i], c);
-            max = fmax(max, z[i]);
-        }
+        for (int i = 0; i < tile.N; i++) max = fmax(max, z[i]);
         if (max > of.max) of = raised(of, max);
+        if (!PLAIN && call.spreads()) {
 #pragma unroll
-        for (int i = 0; i < TILE; i++) {
-            const int64_t c = tile.class_of(i);
-            if (call.spreads() && c < call.classes) {
-                const A a = call.a(first, c);
+            for (int i = 0; i < tile.N; i++) {
+                if (!tile.is_in_row(call, i)) continue;
+                const A a = call.a(first, tile.class_of(i));
                 of.a_sum += a;
                 of.a_dot += a * (max - z[i]);
             }
-            of.sum += c == y ? 0 : exp(z[i] - max); /* the target is not in S */
         }
+        if (!PLAIN && has_target) tile.replace(y, A(-INFINITY), z); /* the target is not in S */
+#pragma unroll
+        for (int i = 0; i < tile.N; i++) of.sum += exp_nonpositive(z[i] - max);
     }
     return of;
 }
 
 /* Loss and saved = [M, others, at_target] of a sample, from its sums. */
 template <class S, class A>
-__device__ void finish(const loss_call<S> &call, const class_sums<A> &of, int64_t sample, int64_t y,
+__device__ void finish(const loss_call<S> &call, const class_sums<A> &of, int64_t sample, int y,
                        A z_y, A *loss, A *saved) {
     A *max = saved + sample, *others = max + call.samples, *at_target = others + call.samples;
     *max = of.max;
@@ -188,23 +272,25 @@ __device__ void finish_without(const loss_call<S> &call, int64_t sample, A value
     for (int k = 0; k < 3; k++) saved[k * call.samples + sample] = value;
 }
 
-template <int V, class S, class A = typename arithmetic<S>::type>
+template <bool PLAIN, int V, class S, class A = typename arithmetic<S>::type>
 __global__ void __launch_bounds__(THREADS)
-    loss_forward_kernel(loss_call<S> call, A *loss, A *saved) {
+    loss_forward_kernel(const __grid_constant__ loss_call<S> call, A *loss, A *saved) {
     const int lane = threadIdx.x % call.lanes, samples_of_block = blockDim.x / call.lanes;
     const int64_t stride = static_cast<int64_t>(gridDim.x) * samples_of_block;
     for (int64_t base = static_cast<int64_t>(blockIdx.x) * samples_of_block; base < call.samples;
          base += stride) { /* all threads of a block stay, for the reduction */
         const int64_t sample = base + threadIdx.x / call.lanes;
         const bool is_here = sample < call.samples;
-        const int64_t y = is_here && call.target ? call.target[sample] : -1;
-        const bool is_ignored = call.target && y == call.ignore_index;
-        const bool has_target = !is_ignored && 0 <= y && y < call.classes;
+        const int64_t target = is_here && call.target ? call.target[sample] : -1;
+        const bool is_ignored = call.target && target == call.ignore_index;
+        const bool has_target = !is_ignored && 0 <= target && target < call.classes;
         const bool counts = is_here && (call.soft_target || has_target);
+        const int y = has_target ? static_cast<int>(target) : -1;
         const int64_t first = counts ? call.first_logit(sample) : 0;
-        const A z_y = counts && has_target ? call.z_of_target(first, y) : 0;
-        class_sums<A> of = {lowest(A{}), 0, 0, 0};
-        if (counts) of = lane_sums<V>(call, first, call.target ? y : -1, z_y, lane);
+        const A z_y = has_target ? call.z_of_target(first, y) : lowest(A{});
+        const A max = fmax(lowest(A{}), z_y); /* M is the target's, or larger */
+        class_sums<A> of = {max, 0, 0, 0};
+        if (counts) of = lane_sums<PLAIN, V>(call, first, y, z_y, max, lane);
         of = reduce(of, call.lanes, join_sums<A>);
         if (!is_here || lane != 0) continue;
         if (counts) {
@@ -217,56 +303,78 @@ __global__ void __launch_bounds__(THREADS)
 
 /* ---- backward ---- */
 
-template <int V, class S, class A = typename arithmetic<S>::type>
+/* One lane's part of a sample: ∂L/∂z_c = others·exp(z_c − M) − factor·a_c, but at_target for y. */
+template <bool PLAIN, int V, class S, class A = typename arithmetic<S>::type>
+__device__ void lane_gradient(const loss_call<S> &call, int64_t first, int y, A max, A others,
+                              A at_target, A factor, int lane, S *grad_logits) {
+    const S *row = call.logits + first;
+    for (lane_tile<V, S> tile(call, row, lane); tile.is_in(call); tile.advance()) {
+        A g[tile.N];
+        tile.load(call, row, g);
+        tile.template scale<PLAIN>(call, g);
+#pragma unroll
+        for (int i = 0; i < tile.N; i++) {
+            g[i] = others * exp_nonpositive(g[i] - max);
+            if (!PLAIN && call.spreads() && tile.is_in_row(call, i)) {
+                g[i] -= factor * call.a(first, tile.class_of(i));
+            }
+        }
+        if (tile.has(y)) tile.replace(y, at_target, g);
+        tile.store(call, grad_logits + first, g);
+    }
+}
+
+template <int V, class S>
+__device__ void lane_zeros(const loss_call<S> &call, int64_t first, int lane, S *grad_logits) {
+    lane_tile<V, S> tile(call, call.logits + first, lane);
+    const typename arithmetic<S>::type zeros[tile.N] = {};
+    for (; tile.is_in(call); tile.advance()) tile.store(call, grad_logits + first, zeros);
+}
+
+template <bool PLAIN, int V, class S, class A = typename arithmetic<S>::type>
 __global__ void __launch_bounds__(THREADS)
-    loss_backward_kernel(loss_call<S> call, const A *saved, const A *grad_loss, S *grad_logits) {
+    loss_backward_kernel(const __grid_constant__ loss_call<S> call, const A *saved,
+                         const A *grad_loss, S *grad_logits) {
     const int lane = threadIdx.x % call.lanes, samples_of_block = blockDim.x / call.lanes;
     const int64_t stride = static_cast<int64_t>(gridDim.x) * samples_of_block;
     for (int64_t sample =
              static_cast<int64_t>(blockIdx.x) * samples_of_block + threadIdx.x / call.lanes;
          sample < call.samples; sample += stride) {
-        const int64_t y = call.target ? call.target[sample] : -1;
-        const bool is_ignored = call.target && y == call.ignore_index;
+        const int64_t target = call.target ? call.target[sample] : -1;
         const int64_t first = call.first_logit(sample);
-        const A factor = is_ignored ? A(0) : grad_loss[sample] * call.scale;
-        const A max = saved[sample];
-        const A others = factor * saved[call.samples + sample];
-        const A at_target = factor * saved[2 * call.samples + sample];
-        for (lane_tile<V, S> tile(call, lane); tile.is_in(call); tile.advance()) {
-            A x[TILE];
-            tile.load(call, first, x);
-#pragma unroll
-            for (int k = 0; k < TILE / V; k++) {
-                pack<S, V> gradient;
-                if (tile.class_of(k * V) >= call.classes) break;
-#pragma unroll
-                for (int j = 0; j < V; j++) {
-                    const int64_t c = tile.class_of(k * V + j);
-                    A g = others * exp(call.z(x[k * V + j], c) - max);
-                    if (call.spreads()) g -= factor * call.a(first, c);
-                    if (call.target && c == y) g = at_target;
-                    gradient.of[j] = from_real<S>(is_ignored ? A(0) : g);
-                }
-                write(grad_logits + first + tile.class_of(k * V) * call.inner, gradient);
-            }
+        if (call.target && target == call.ignore_index) {
+            lane_zeros<V>(call, first, lane, grad_logits);
+            continue;
         }
+        const bool has_target = 0 <= target && target < call.classes;
+        const A factor = grad_loss[sample] * call.scale;
+        lane_gradient<PLAIN, V>(call, first, has_target ? static_cast<int>(target) : -1,
+                                saved[sample], factor * saved[call.samples + sample],
+                                factor * saved[2 * call.samples + sample], factor, lane,
+                                grad_logits);
     }
 }
 
 /* ---- the launch's shape ---- */
 
+constexpr int64_t FULL = 65536; /* threads that keep a card busy */
+
 /* Threads that share a sample. */
-inline int lanes_for(int64_t classes, int64_t inner, int threads) {
-    if (inner > 1) return 1;
-    if (classes > WARP * TILE * 4) return threads;
+inline int lanes_for(const absgd_softmax_loss &spec, int tile, int threads) {
+    if (spec.inner == 1 && spec.classes > WARP * tile * 4) return threads;
     int lanes = 1;
-    while (lanes < WARP && lanes * TILE < classes) lanes *= 2;
+    while (lanes < WARP && lanes * tile < spec.classes &&
+           (spec.inner == 1 || spec.samples * lanes < FULL)) {
+        lanes *= 2;
+    }
     return lanes;
 }
 
-/* Whether rows can be read in packs of 16 bytes. */
-template <class S> bool rows_are_aligned(const absgd_softmax_loss &spec, const S *logits) {
-    return spec.inner == 1 && spec.classes % PER_16_BYTES<S> == 0 && is_aligned(logits);
+/* Whether logits, and what is laid out as they are, can be read in packs of 16 bytes. */
+template <class S> bool is_wide(const absgd_softmax_loss &spec, const S *logits, const S *other) {
+    const auto address = [](const S *x) { return reinterpret_cast<uintptr_t>(x); };
+    return spec.inner == 1 && address(logits) % sizeof(S) == 0 &&
+           (address(logits) - address(other)) % 16 == 0;
 }
 
 template <class S>
@@ -281,14 +389,14 @@ loss_call<S> loss_call_of(const absgd_softmax_loss &spec, const void *logits, co
     call.margin = static_cast<const A *>(spec.margin);
     call.offset = static_cast<const A *>(spec.offset);
     call.samples = spec.samples;
-    call.classes = spec.classes;
+    call.classes = static_cast<int>(spec.classes);
     call.inner = spec.inner;
     call.ignore_index = spec.ignore_index;
     call.scale = static_cast<A>(spec.scale);
     call.gamma = static_cast<A>(spec.focal_gamma);
     call.kept = static_cast<A>(1.0 - spec.label_smoothing);
     call.share = static_cast<A>(spec.label_smoothing / static_cast<double>(spec.classes));
-    call.lanes = lanes_for(spec.classes, spec.inner, threads);
+    call.lanes = lanes_for(spec, TILE<S>, threads);
     return call;
 }
 

@@ -1,11 +1,13 @@
 /* Algorithm 1 for a batch of losses, in one launch: statistics, the normaliser, weights.
  *
- *   chunks     each block reduces chunks of ABSGD_CUDA_CHUNK losses to a row of statistics
- *   —— grid barrier, if there are several
- *   rows       the first warp of every block joins all rows, and its first thread computes the new
- *              normaliser from the old state: the same arithmetic in each block, hence the same
- * bits —— grid barrier: everybody has read the old state state      one thread of the grid writes
- * the new state weights    all threads write weights and coefficients
+ *   - Chunks: each block reduces chunks of ABSGD_CUDA_CHUNK losses to a row of statistics.
+ *     A grid barrier, if there are several.
+ *   - Rows: every block joins all rows, and its first thread computes the new normaliser from the
+ *     old state: the same arithmetic in each block, hence the same bits.
+ *     A grid barrier: everybody has read the old state.
+ *   - Weights: all threads write weights and coefficients, and count those that a cap cuts.
+ *     A grid barrier, if there is a cap.
+ *   - State: one thread of the grid writes the new one, and the report.
  *
  * As on the CPU, z = L/λ and its exponential are double whatever the dtype (weights.c says why);
  * the formulas are absgd_math.h's. */
@@ -25,47 +27,54 @@ template <class S> struct loss_batch : masked_losses<S> {
 
 /* ---- statistics ---- */
 
+/* absgd_stats without its maximum */
 struct loss_sums {
-    double count, nonfinite, sum, sum_sq, sum_loss, sum_weighted;
+    double of[9];
 };
 
-__device__ inline loss_sums add(const loss_sums &a, const loss_sums &b) {
-    return {a.count + b.count,   a.nonfinite + b.nonfinite, a.sum + b.sum,
-            a.sum_sq + b.sum_sq, a.sum_loss + b.sum_loss,   a.sum_weighted + b.sum_weighted};
+__device__ inline loss_sums add(loss_sums a, const loss_sums &b) {
+#pragma unroll
+    for (int i = 0; i < 9; i++) a.of[i] += b.of[i];
+    return a;
 }
 
 /* The row of losses [begin, end), by one block. */
 template <class S>
 __device__ absgd_stats chunk_stats(const loss_batch<S> &batch, int64_t begin, int64_t end,
                                    double lam) {
-    const double never = absgd_is_valid_lam(lam) ? 0.0 : NAN, inverse_lam = 1.0 / lam;
+    const double never = absgd_is_valid_lam(lam) ? 0.0 : NAN;
+    const absgd_inverse inverse = absgd_inverse_of(lam);
     double max = -INFINITY;
     for (int64_t i = begin + threadIdx.x; i < end; i += blockDim.x) {
-        if (batch.counts(i)) max = fmax(max, absgd_scaled_loss(batch.loss(i), inverse_lam));
+        if (!batch.counts(i) || !(batch.weight(i) > 0.0)) continue;
+        max = fmax(max, absgd_scaled_loss(batch.loss(i), inverse));
     }
     max = reduce(max, blockDim.x, [](double a, double b) { return fmax(a, b); });
     loss_sums sums = {};
     for (int64_t i = begin + threadIdx.x; i < end; i += blockDim.x) {
         if (!batch.counts(i)) continue;
-        const double loss = batch.loss(i);
-        const double z = absgd_scaled_loss(loss, inverse_lam);
-        const double e = exp(z - max);
-        sums = add(sums, {1.0, isfinite(loss + z + never) ? 0.0 : 1.0, e, e * e, loss, e * loss});
+        const double loss = batch.loss(i), w = batch.weight(i);
+        const double z = absgd_scaled_loss(loss, inverse);
+        const double e = w > 0.0 ? exp(z - max) : 0.0;
+        const double weighted = w * (loss * (1.0 / ABSGD_LOSS_UNIT));
+        const bool is_finite = isfinite(loss + z + never) && is_weight(w);
+        sums = add(sums, {{1.0, is_finite ? 0.0 : 1.0, w, w * e, w * (e * e), weighted,
+                           e * weighted, fabs(weighted), e * fabs(weighted)}});
     }
-    sums = reduce(sums, blockDim.x, add);
-    return {sums.count,    sums.nonfinite,   max, sums.sum, sums.sum_sq,
-            sums.sum_loss, sums.sum_weighted};
+    const loss_sums t = reduce(sums, blockDim.x, add);
+    return {t.of[0], t.of[1], t.of[2], max, t.of[3], t.of[4], t.of[5], t.of[6], t.of[7], t.of[8]};
 }
 
-/* The union of rows, by the threads of the first warp; other threads' result is meaningless. */
+/* The union of rows, by a block. */
 __device__ inline absgd_stats join_rows(const absgd_stats *rows, int64_t n_rows) {
     absgd_stats whole = absgd_empty_stats();
-    if (threadIdx.x >= WARP) return whole;
-    for (int64_t i = threadIdx.x; i < n_rows; i += WARP) whole = absgd_join_stats(whole, rows[i]);
-    return reduce(whole, WARP, absgd_join_stats);
+    for (int64_t i = threadIdx.x; i < n_rows; i += blockDim.x) {
+        whole = absgd_join_stats(whole, rows[i]);
+    }
+    return reduce(whole, n_rows > WARP ? blockDim.x : WARP, absgd_join_stats);
 }
 
-/* The row of the whole batch, in the threads of each block's first warp. */
+/* The row of the whole batch, in the first thread of each block. */
 template <class S> __device__ absgd_stats whole_batch(const loss_batch<S> &batch, double lam) {
     if (batch.rows) return join_rows(batch.rows, batch.n_rows);
     if (batch.n <= ABSGD_CUDA_CHUNK) return chunk_stats(batch, 0, batch.n, lam);
@@ -81,7 +90,8 @@ template <class S> __device__ absgd_stats whole_batch(const loss_batch<S> &batch
 }
 
 template <class S>
-__global__ void __launch_bounds__(THREADS) stats_kernel(loss_batch<S> batch, absgd_stats *stats) {
+__global__ void __launch_bounds__(THREADS, RESIDENT)
+    stats_kernel(loss_batch<S> batch, absgd_stats *stats) {
     const absgd_stats whole = whole_batch(batch, *batch.lam);
     if (blockIdx.x == 0 && threadIdx.x == 0) *stats = whole;
 }
@@ -89,7 +99,8 @@ __global__ void __launch_bounds__(THREADS) stats_kernel(loss_batch<S> batch, abs
 /* ---- the normaliser ---- */
 
 /* The state of a rule, as one thread works on it: take() reads the old state and gives what the
- * weights need, write() puts the new state where the old was. */
+ * weights need, write() puts the new state where the old was. capped: the share of samples whose
+ * weight was. */
 struct moving_average {
     absgd_rule rule;
     double *log_s, *log_s_lam;
@@ -101,16 +112,16 @@ struct moving_average {
     };
 
     __device__ absgd_weigher take(const absgd_stats &whole, double lam, double factor,
-                                  state &s) const {
+                                  bool has_weight, state &s) const {
         s = {whole, lam, *log_s, *log_s_lam};
-        absgd_update(&whole, lam, rule.gamma, rule.alpha, rule.s_init, &s.log_s, &s.log_s_lam);
-        return absgd_weigher_of(&whole, lam, s.log_s, factor);
+        absgd_update(&whole, lam, &rule, &s.log_s, &s.log_s_lam);
+        return absgd_weigher_of(&whole, lam, &rule, s.log_s, factor, has_weight);
     }
 
-    __device__ void write(const state &s) const {
+    __device__ void write(const state &s, double capped) const {
         *log_s = s.log_s;
         *log_s_lam = s.log_s_lam;
-        absgd_report_of(&s.whole, s.lam, s.log_s, reports);
+        absgd_report_of(&s.whole, s.lam, &rule, s.log_s, capped, reports);
     }
 };
 
@@ -122,45 +133,98 @@ struct provisional {
 
     struct state {
         absgd_accumulation accumulation;
-        double shrink;
+        double count, shrink;
     };
 
-    __device__ absgd_weigher take(absgd_stats whole, double lam, double factor, state &s) const {
+    __device__ absgd_weigher take(absgd_stats whole, double lam, double factor, bool has_weight,
+                                  state &s) const {
+        s.count = whole.count;
         s.accumulation = *accumulation;
-        s.shrink = absgd_accumulate_batch(&whole, lam, rule.alpha, rule.s_init, *log_s, *log_s_lam,
-                                          &s.accumulation);
-        whole.count = s.accumulation.whole.count == 0.0 ? 0.0 : s.accumulation.reference_count;
-        return absgd_weigher_of(&whole, lam, s.accumulation.log_c, factor);
+        s.shrink = absgd_accumulate_batch(&whole, lam, &rule, *log_s, *log_s_lam, &s.accumulation);
+        whole.count = s.accumulation.reference_count;
+        absgd_rule own = rule;
+        own.keep_loss = 0.0; /* κ is the whole batch's: it joins settle's factor */
+        return absgd_weigher_of(&whole, lam, &own, s.accumulation.log_c, factor, has_weight);
     }
 
-    __device__ void write(const state &s) const {
+    __device__ void write(const state &s, double capped) const {
         *accumulation = s.accumulation;
+        accumulation->capped += s.count * capped;
         *shrink = s.shrink;
     }
 };
 
 /* ---- weights ---- */
 
+/* Of the samples that count: how many a cap cuts. */
+struct cap_counts {
+    double capped, counted;
+};
+
+__device__ inline cap_counts add_counts(const cap_counts &a, const cap_counts &b) {
+    return {a.capped + b.capped, a.counted + b.counted};
+}
+
+/* This thread's part of the weights. */
+template <class S, class A>
+__device__ cap_counts write_weights(const loss_batch<S> &batch, const absgd_weigher &weigher,
+                                    double lam, A *weights, A *coefficients) {
+    const absgd_inverse inverse = absgd_inverse_of(lam);
+    const bool is_bad = isnan(weigher.log_s);
+    const int64_t stride = static_cast<int64_t>(gridDim.x) * blockDim.x;
+    cap_counts seen = {0.0, 0.0};
+    for (int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; i < batch.n;
+         i += stride) {
+        const bool counts = batch.counts(i);
+        const double w = counts ? batch.weight(i) : 0.0;
+        double p = 0.0;
+        if (counts && (w > 0.0 || is_bad)) {
+            p = exp(absgd_scaled_loss(batch.loss(i), inverse) - weigher.log_s);
+        }
+        seen = add_counts(seen, {p > weigher.cap ? 1.0 : 0.0, counts ? 1.0 : 0.0});
+        p = p > weigher.cap ? weigher.cap : p;
+        weights[i] = static_cast<A>(p);
+        coefficients[i] = static_cast<A>(p * weigher.scale * w);
+    }
+    return seen;
+}
+
+/* The grid's sum of counts, in its first thread. Sums of whole numbers: exact in any order. */
+__device__ inline cap_counts sum_of_grid(cap_counts part, absgd_stats *scratch) {
+    part = reduce(part, blockDim.x, add_counts);
+    if (gridDim.x == 1) return part;
+    if (threadIdx.x == 0) {
+        scratch[blockIdx.x].sum = part.capped; /* nobody reads the rows any more */
+        scratch[blockIdx.x].count = part.counted;
+    }
+    sync_grid();
+    cap_counts whole = {0.0, 0.0};
+    if (blockIdx.x != 0 || threadIdx.x != 0) return whole;
+    for (unsigned b = 0; b < gridDim.x; b++) {
+        whole = add_counts(whole, {scratch[b].sum, scratch[b].count});
+    }
+    return whole;
+}
+
 template <class S, class Rule>
-__global__ void __launch_bounds__(THREADS)
+__global__ void __launch_bounds__(THREADS, RESIDENT)
     weigh_kernel(loss_batch<S> batch, Rule rule, double factor,
                  typename arithmetic<S>::type *weights,
                  typename arithmetic<S>::type *coefficients) {
     ABSGD_SHARED(absgd_weigher, weigher);
-    const double lam = *batch.lam, inverse_lam = 1.0 / lam;
+    const double lam = *batch.lam;
     const absgd_stats whole = whole_batch(batch, lam);
     typename Rule::state state;
-    if (threadIdx.x == 0) weigher = rule.take(whole, lam, factor, state);
+    if (threadIdx.x == 0) weigher = rule.take(whole, lam, factor, batch.weights != nullptr, state);
     sync_grid();
-    if (blockIdx.x == 0 && threadIdx.x == 0) rule.write(state);
-    const int64_t stride = static_cast<int64_t>(gridDim.x) * blockDim.x;
-    for (int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; i < batch.n;
-         i += stride) {
-        const double z = absgd_scaled_loss(batch.loss(i), inverse_lam);
-        const double p = batch.counts(i) ? exp(z - weigher.log_s) : 0.0;
-        weights[i] = static_cast<typename arithmetic<S>::type>(p);
-        coefficients[i] = static_cast<typename arithmetic<S>::type>(p * weigher.scale);
+    cap_counts seen = write_weights(batch, weigher, lam, weights, coefficients);
+    if (weigher.cap < INFINITY) {
+        seen = sum_of_grid(seen, batch.scratch);
+    } else {
+        seen.capped = 0.0;
     }
+    if (blockIdx.x != 0 || threadIdx.x != 0) return;
+    rule.write(state, seen.capped == 0.0 ? 0.0 : seen.capped / seen.counted);
 }
 
 /* ---- single steps of the rule ---- */
@@ -177,11 +241,13 @@ settle_kernel(absgd_accumulation *accumulation, const absgd_stats *rows, int64_t
               absgd_report *reports, double *factor) {
     const absgd_stats joined = join_rows(rows, n_rows);
     if (threadIdx.x != 0) return;
-    if (rows) accumulation->whole = joined;
-    const absgd_stats whole = accumulation->whole;
-    *factor = absgd_settle_batch(accumulation, *lam, rule.gamma, rule.alpha, rule.s_init, divisor,
-                                 log_s, log_s_lam);
-    absgd_report_of(&whole, *lam, *log_s, reports);
+    absgd_accumulation now = *accumulation;
+    if (rows) now.whole = joined;
+    const absgd_stats whole = now.whole;
+    const double capped = now.capped / fmax(whole.count, 1.0);
+    *factor = absgd_settle_batch(&now, *lam, &rule, divisor, log_s, log_s_lam);
+    *accumulation = now;
+    absgd_report_of(&whole, *lam, &rule, *log_s, capped, reports);
 }
 
 } // namespace absgd

@@ -1,45 +1,149 @@
 #!/usr/bin/env bash
-# Everything that needs a card: builds for the card that is present, then the C ABI's tests (also
-# under compute-sanitizer), the package's CUDA tests, and the benchmark. Needs nvcc, GoogleTest,
-# cuDNN, and a Python with torch for CUDA; no network.
+# Everything that needs a card, on a machine that need have no network.
 #
-#   tests/gpu.sh [BUILD_FOLDER]        PYTHON=python3 by default
-set -euo pipefail
+#   tests/gpu.sh [--quick] [--sanitize] [--bench] [--rehearse] [--report FOLDER] [--build FOLDER] [STAGE …]
+#
+#   --quick      the C ABI's tests and the package's; about four minutes with the build
+#   --sanitize   the C ABI's tests under compute-sanitizer: memcheck, racecheck, synccheck
+#   --bench      tests/bench/bench_cuda.py
+#   (none)       all three
+#   --rehearse   the same without a card: the kernels on the CPU (tests/cuda_host), the package's
+#                tests and the benchmark with CPU tensors; for CI
+#   STAGE …      only these, of: card build loaded kernels package memcheck racecheck synccheck bench
+#
+# Each stage runs whatever became of those before, with a time limit. FOLDER (build/gpu-report) gets
+# a log of each and summary.txt; the exit status is 0 only if every stage's is. Needs nvcc, cmake, a
+# Python ($PYTHON, or python3) with torch for CUDA, whose wheel brings cuDNN, and GoogleTest, which
+# tests/fetch_googletest.sh puts where it is looked for. To profile:
+#   ncu --set full --nvtx --nvtx-include "step/" -o step python tests/bench/bench_cuda.py --output /dev/null
+set -uo pipefail
 cd "$(dirname "$0")/.."
 python=${PYTHON:-python3}
-build=${1:-build/gpu}
-torch_dir=$("$python" -c 'import pathlib, torch; print(pathlib.Path(torch.__file__).parent)')
-if ! "$python" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then
-    echo "gpu.sh: torch finds no CUDA device; nothing was run" >&2
-    exit 1
-fi
+report=build/gpu-report build=build/gpu rehearse= chosen=() stages=()
+quick="card build loaded kernels package"
+sanitize="card build memcheck racecheck synccheck"
+bench="card build loaded bench"
+while (($#)); do
+    case $1 in
+        --quick) chosen+=($quick) ;;
+        --sanitize) chosen+=($sanitize) ;;
+        --bench) chosen+=($bench) ;;
+        --rehearse) rehearse=1 ;;
+        --report) report=$2 && shift ;;
+        --build) build=$2 && shift ;;
+        card | build | loaded | kernels | package | memcheck | racecheck | synccheck | bench)
+            chosen+=("$1") ;;
+        *) echo "gpu.sh: unknown argument $1" >&2 && exit 2 ;;
+    esac
+    shift
+done
+((${#chosen[@]})) || chosen=($quick $sanitize $bench)
+for stage in card build loaded kernels package memcheck racecheck synccheck bench; do
+    [[ " ${chosen[*]} " == *" $stage "* ]] && stages+=("$stage")
+done
 
-cmake -S . -B "$build" -DCMAKE_BUILD_TYPE=Release -DTORCH_ABSGD_CUDA=ON \
-    -DTORCH_ABSGD_GPU_TESTS=ON -DCMAKE_CUDA_ARCHITECTURES=native \
-    -DTORCH_ABSGD_TORCH_DIR="$torch_dir" -DCMAKE_INSTALL_PREFIX="$PWD/python/torch_absgd"
-cmake --build "$build" --parallel
-cmake --install "$build"
-export PYTHONPATH="$PWD/python"
-export LD_LIBRARY_PATH="$torch_dir/../nvidia/cudnn/lib:${LD_LIBRARY_PATH:-}"
+# ---- on a card ----
 
-echo "== C ABI on the card"
-tests="$build/tests/cuda/absgd_cuda_tests"
-"$tests" --gtest_brief=1
+card_card() {
+    nvidia-smi && nvcc --version && "$python" -c '
+import torch
+print("torch", torch.__version__, "CUDA", torch.version.cuda)
+assert torch.cuda.is_available(), "torch finds no CUDA device"
+print(torch.cuda.get_device_properties(0))'
+}
 
-echo "== under compute-sanitizer"
-if command -v compute-sanitizer > /dev/null; then
-    # The larger sizes are left to the run above: the tools slow kernels down a hundredfold.
-    for tool in memcheck racecheck; do
-        compute-sanitizer --tool "$tool" --error-exitcode 1 "$tests" --gtest_brief=1 \
-            --gtest_filter='*WeighFollowsLambda/0:*EveryRuleAtAwkwardSizes/[02]:*GivenRows*/0:*BatchStats/0:*DenseTargets/[02]:*UnalignedLogits*:*Follow*/0'
-    done
+card_build() {
+    local torch_dir
+    torch_dir=$("$python" -c 'import os, torch; print(os.path.dirname(torch.__file__))') || return
+    cmake -S . -B "$build" -DCMAKE_BUILD_TYPE=Release -DTORCH_ABSGD_CUDA=ON \
+        -DTORCH_ABSGD_GPU_TESTS=ON -DCMAKE_CUDA_ARCHITECTURES=native \
+        -DTORCH_ABSGD_TORCH_DIR="$torch_dir" -DCMAKE_INSTALL_PREFIX="$PWD/python/torch_absgd" &&
+        cmake --build "$build" --parallel && cmake --install "$build"
+}
+
+card_loaded() {
+    "$python" -c '
+import torch, torch_absgd
+from torch_absgd._cuda import cuda_status
+print(cuda_status())
+assert cuda_status() == "loaded"
+x = torch.zeros(3, device="cuda", requires_grad=True)
+assert torch_absgd.PerSampleCrossEntropy()(x[None], torch.tensor([0], device="cuda")).isfinite()'
+}
+
+card_kernels() { tests_ran "$build/tests/cuda/absgd_cuda_tests"; }
+card_package() { pytest_ran -m cuda; }
+card_bench() { "$python" tests/bench/bench_cuda.py --output "$report/BENCHMARKS.md"; }
+
+# The smallest sizes of each test: the tools slow kernels down a hundredfold.
+few='*WeighFollowsLambda/0:*EveryRuleAtAwkwardSizes/0:*GivenRows*/0:*BatchStats/0:*DenseTargets/0:*UnalignedLogits*:*Follow*/0'
+card_memcheck() { under memcheck --leak-check full; }
+card_racecheck() { under racecheck; }
+card_synccheck() { under synccheck; }
+under() { # tool, its options …
+    tests_ran compute-sanitizer --tool "$@" --error-exitcode 1 \
+        "$build/tests/cuda/absgd_cuda_tests" "--gtest_filter=$few"
+}
+
+# ---- without one ----
+
+rehearse_card() { echo "rehearsed: no card is asked for"; }
+rehearse_build() {
+    cmake -S tests/cuda_host -B "$build" >/dev/null && cmake --build "$build"
+}
+rehearse_loaded() { "$python" -c 'from torch_absgd._cuda import cuda_status; print(cuda_status())'; }
+rehearse_kernels() { tests_ran "$build/cuda_host_asan"; }
+rehearse_package() { pytest_ran; }
+rehearse_memcheck() {
+    tests_ran "$build/cuda_host_asan" "--gtest_filter=$few" && ctests planted_asan
+}
+rehearse_racecheck() { ctests tsan; }
+rehearse_synccheck() { tests_ran "$build/cuda_host_asan" '--gtest_filter=HarnessDeathTest.*'; }
+rehearse_bench() {
+    "$python" tests/bench/bench_cuda.py --rehearse --output "$report/BENCHMARKS.md"
+}
+ctests() { ctest --test-dir "$build" --no-tests=error --output-on-failure -R "$1"; }
+
+# ---- the run ----
+
+# A GoogleTest program, in which no test is an error too.
+tests_ran() {
+    "$@" --gtest_brief=1 2>&1 | tee "$report/googletest.tmp"
+    local status=${PIPESTATUS[0]}
+    grep -qE '\[  PASSED  \] [1-9]' "$report/googletest.tmp" || status=$((status ? status : 1))
+    rm "$report/googletest.tmp"
+    return "$status"
+}
+
+# test_cuda.py. No test skips itself for want of a card, which TORCH_ABSGD_TEST_DEVICE forbids.
+pytest_ran() {
+    TORCH_ABSGD_TEST_DEVICE=$([[ $rehearse ]] && echo cpu || echo cuda) \
+        "$python" -m pytest -q -p no:cacheprovider "$@" tests/test_cuda.py
+}
+
+limit() { case $1 in build) echo 240 ;; bench) echo 240 ;; *check) echo 300 ;; *) echo 150 ;; esac; }
+
+mkdir -p "$report"
+report=$(cd "$report" && pwd)
+if [[ $rehearse ]]; then
+    kind=rehearse
 else
-    echo "compute-sanitizer is not on PATH: SKIPPED"
+    kind=card
+    export PYTHONPATH="$PWD/python"
+    export LD_LIBRARY_PATH="$("$python" -c 'import os, torch; print(os.path.dirname(torch.__file__))')/../nvidia/cudnn/lib:${LD_LIBRARY_PATH:-}"
 fi
-
-echo "== the package"
-"$python" -m pytest -q -m cuda tests/test_cuda.py
-
-echo "== benchmark"
-"$python" tests/bench/bench_cuda.py --output "$build/BENCHMARKS.md"
-echo "To publish: cp $build/BENCHMARKS.md cuda/BENCHMARKS.md"
+export python build report rehearse few
+export -f $(compgen -A function)
+: >"$report/summary.txt"
+failures=0
+for stage in "${stages[@]}"; do
+    begin=$SECONDS
+    echo "== $stage ($kind)"
+    timeout --kill-after=10 "$(limit "$stage")" bash -o pipefail -c "${kind}_$stage" \
+        >"$report/$stage.log" 2>&1
+    status=$?
+    ((status)) && failures=$((failures + 1)) && tail -n 25 "$report/$stage.log"
+    echo "$kind $stage: exit $status, $((SECONDS - begin)) s" | tee -a "$report/summary.txt"
+done
+echo "$failures of ${#stages[@]} stages failed" | tee -a "$report/summary.txt"
+((failures == 0))

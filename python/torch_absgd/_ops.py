@@ -12,6 +12,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from ._cuda import load_cuda_operators
+
 Function = TypeVar("Function", bound=Callable[..., Any])
 # As torch has it, with its type.
 register_fake: Callable[[str], Callable[[Function], Function]] = torch.library.register_fake
@@ -24,12 +26,8 @@ LAM_ROW_SIZE = 10  # of absgd_lam_row
 LAM_SEARCH_SIZE = 7  # of absgd_lam_search
 LAM_ROUNDS = 24  # ABSGD_LAM_ROUNDS
 
-_CPU_LIBRARY = Path(__file__).with_name("torch_absgd_cpu.so")
-_CUDA_LIBRARY = Path(__file__).with_name("torch_absgd_cuda.so")
-
-torch.ops.load_library(str(_CPU_LIBRARY))
-if _CUDA_LIBRARY.exists() and torch.cuda.is_available():
-    torch.ops.load_library(str(_CUDA_LIBRARY))
+torch.ops.load_library(str(Path(__file__).with_name("torch_absgd_cpu.so")))
+load_cuda_operators()
 
 
 FLOATING = (torch.float32, torch.float64, torch.float16, torch.bfloat16)

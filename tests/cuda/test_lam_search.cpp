@@ -12,7 +12,8 @@ double lam_on_cpu(absgd_dtype dtype, const Bytes &losses, const uint8_t *mask, c
     absgd_lam_search search = {};
     for (int round = 0; round < ABSGD_LAM_ROUNDS; round++) {
         absgd_lam_row row;
-        EXPECT_EQ(absgd_lam_sums(dtype, losses.data(), mask, weight, n, &rule, &search, &row), ABSGD_OK);
+        EXPECT_EQ(absgd_lam_sums(dtype, losses.data(), mask, weight, n, &rule, &search, &row),
+                  ABSGD_OK);
         EXPECT_EQ(absgd_lam_round(&rule, &row, 1, &search), ABSGD_OK);
     }
     EXPECT_EQ(absgd_lam_update(&rule, &search, &lam), ABSGD_OK);
@@ -45,9 +46,8 @@ TEST_P(CudaLam, FollowFindsTheCpusLambda) {
                 const std::vector<uint8_t> mask = every_third_masked(n);
                 const Bytes weight = some_weights(GetParam(), n);
                 const double start = rule.sign * 3.0;
-                const double wanted =
-                    lam_on_cpu(GetParam(), losses, masked ? mask.data() : nullptr,
- masked ? weight.data() : nullptr, n, rule, start);
+                const double wanted = lam_on_cpu(GetParam(), losses, masked ? mask.data() : nullptr,
+                                                 masked ? weight.data() : nullptr, n, rule, start);
                 const DeviceArray<char> weight_(weight);
                 const DeviceArray<char> on(losses);
                 const DeviceArray<uint8_t> mask_(mask);
@@ -55,7 +55,8 @@ TEST_P(CudaLam, FollowFindsTheCpusLambda) {
                 const DeviceArray<absgd_lam_row> scratch(std::vector<absgd_lam_row>(8));
                 const DeviceArray<double> lam(start);
                 ASSERT_EQ(absgd_follow_lam_cuda(GetParam(), on.data(),
-                                                masked ? mask_.data() : nullptr, masked ? weight_.data() : nullptr, n, rule_.data(),
+                                                masked ? mask_.data() : nullptr,
+                                                masked ? weight_.data() : nullptr, n, rule_.data(),
                                                 scratch.data(), lam.data(), nullptr),
                           ABSGD_OK);
                 expect_close(lam.get(), {wanted}, 1e-9, 0.0, "lam");
@@ -81,8 +82,8 @@ TEST_P(CudaLam, TheSearchInPiecesIsTheSame) {
                   ABSGD_OK);
     }
     ASSERT_EQ(absgd_lam_update_cuda(rule_.data(), search.data(), lam.data(), nullptr), ABSGD_OK);
-    expect_close(lam.get(), {lam_on_cpu(GetParam(), losses, nullptr, nullptr, n, rule, 1.0)}, 1e-9, 0.0,
-                 "lam");
+    expect_close(lam.get(), {lam_on_cpu(GetParam(), losses, nullptr, nullptr, n, rule, 1.0)}, 1e-9,
+                 0.0, "lam");
 }
 
 TEST(CudaWeightedLoss, TheBaseMeasureOfClassesAndSamples) {
@@ -90,8 +91,7 @@ TEST(CudaWeightedLoss, TheBaseMeasureOfClassesAndSamples) {
     const DeviceArray<int64_t> target_(target);
     const DeviceArray<uint8_t> mask(std::vector<uint8_t>{1, 1, 0, 1, 1}), counts(mask.get());
     const std::vector<double> of_classes = {0.5, 1, 2, 3}, of_samples = {2, 2, 2, 2, 2};
-    const absgd_softmax_loss spec = {5,       4,   1,   nullptr, nullptr,
-                                     nullptr, 1.0, 0.0, 0.0,     -100};
+    const absgd_softmax_loss spec = {5, 4, 1, nullptr, nullptr, nullptr, 1.0, 0.0, 0.0, -100};
     for (absgd_dtype dtype : {ABSGD_FLOAT32, ABSGD_FLOAT64}) {
         const DeviceArray<char> class_weight(encode(dtype, of_classes)),
             weight(encode(dtype, of_samples)), measure(weight.get());
@@ -109,8 +109,7 @@ TEST(CudaWeightedLoss, TheBaseMeasureOfSoftTargets) {
     const std::vector<double> q = {0.5, 1, 0.25, 0, 0.25, 0, 0, 0, 0, 0.5, 1, 0.5};
     const DeviceArray<char> q_(encode(ABSGD_FLOAT32, q)),
         class_weight(encode(ABSGD_FLOAT32, {1, 2, 4})), measure(Bytes(4 * sizeof(float)));
-    const absgd_softmax_loss spec = {4,       3,   2,   nullptr, nullptr,
-                                     nullptr, 1.0, 0.0, 0.0,     -100};
+    const absgd_softmax_loss spec = {4, 3, 2, nullptr, nullptr, nullptr, 1.0, 0.0, 0.0, -100};
     ASSERT_EQ(absgd_base_measure_cuda(ABSGD_FLOAT32, &spec, nullptr, q_.data(), nullptr, nullptr,
                                       class_weight.data(), nullptr, measure.data(), nullptr),
               ABSGD_OK);
@@ -130,9 +129,9 @@ TEST(CudaWeightedLoss, Dot) {
             for (size_t i = 0; i < n; i++) wanted += mask[i] ? x[i] * y[i] : 0.0;
             const DeviceArray<char> a_(a), b_(b), total(Bytes(size_of(dtype)));
             const DeviceArray<uint8_t> mask_(mask);
-            ASSERT_EQ(absgd_dot_cuda(dtype, a_.data(), b_.data(), mask_.data(), n, total.data(),
-                                     nullptr),
-                      ABSGD_OK);
+            ASSERT_EQ(
+                absgd_dot_cuda(dtype, a_.data(), b_.data(), mask_.data(), n, total.data(), nullptr),
+                ABSGD_OK);
             expect_close(decode(dtype, total.get()), {wanted}, epsilon(dtype), 1e-13, "dot");
         }
     }

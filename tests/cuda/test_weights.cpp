@@ -103,9 +103,6 @@ struct DeviceBatch {
 
     const uint8_t *mask_or_null() const { return has_mask ? mask.data() : nullptr; }
     const void *weight_or_null() const { return has_weight ? weight.data() : nullptr; }
-    const void *weight_or_null() const { return has_weight ? weight.data() : nullptr; }
-    const void *weight_or_null() const { return has_weight ? weight.data() : nullptr; }
-    const void *weight_or_null() const { return has_weight ? weight.data() : nullptr; }
     absgd_stats *scratch_or_null() const { return n > ABSGD_CUDA_CHUNK ? scratch.data() : nullptr; }
     Weights weights() const {
         return {decode(arithmetic_type(dtype), p.get()),
@@ -119,8 +116,8 @@ Weights weigh_on_device(const Batch &batch, const std::vector<absgd_stats> *rows
     const DeviceArray<absgd_stats> all_rows(rows ? *rows : std::vector<absgd_stats>{});
     const DeviceArray<double> lam_(lam), log_s(state.log_s), log_s_lam(state.log_s_lam);
     const DeviceArray<absgd_report> reports({state.reports[0], state.reports[1]});
-    EXPECT_EQ(absgd_weigh_cuda(on.dtype, on.losses.data(), on.mask_or_null(), on.weight_or_null(), on.n,
-                               rows ? all_rows.data() : nullptr, rows ? rows->size() : 0,
+    EXPECT_EQ(absgd_weigh_cuda(on.dtype, on.losses.data(), on.mask_or_null(), on.weight_or_null(),
+                               on.n, rows ? all_rows.data() : nullptr, rows ? rows->size() : 0,
                                on.scratch_or_null(), lam_.data(), &rule, log_s.data(),
                                log_s_lam.data(), reports.data(), factor, on.p.data(),
                                on.coefficients.data(), nullptr),
@@ -147,24 +144,6 @@ void expect_same(const Weights &got, const Weights &wanted, absgd_dtype dtype) {
     expect_close(got.p, wanted.p, rounding, 1e-300, "weights");
     expect_close(got.coefficients, wanted.coefficients, rounding, 1e-300, "coefficients");
 }
-
-/* Every guard alone, and all of them. */
-const absgd_rule GUARDS[] = {{0.9, 1.0, NAN, 1.5, 0, 0},
-                             {0.9, 1.0, NAN, 0, 1, 0},
-                             {0.1, 1.0, NAN, 0, 0, 1},
-                             {0.1, 2.0, 0.0, 1.2, 1, 1}};
-
-/* Every guard alone, and all of them. */
-const absgd_rule GUARDS[] = {{0.9, 1.0, NAN, 1.5, 0, 0},
-                             {0.9, 1.0, NAN, 0, 1, 0},
-                             {0.1, 1.0, NAN, 0, 0, 1},
-                             {0.1, 2.0, 0.0, 1.2, 1, 1}};
-
-/* Every guard alone, and all of them. */
-const absgd_rule GUARDS[] = {{0.9, 1.0, NAN, 1.5, 0, 0},
-                             {0.9, 1.0, NAN, 0, 1, 0},
-                             {0.1, 1.0, NAN, 0, 0, 1},
-                             {0.1, 2.0, 0.0, 1.2, 1, 1}};
 
 /* Every guard alone, and all of them. */
 const absgd_rule GUARDS[] = {{0.9, 1.0, NAN, 1.5, 0, 0},
@@ -239,150 +218,10 @@ TEST_P(CudaWeights, NoWeightIsAnEmptyBatch) {
     EXPECT_TRUE(std::isnan(got.log_s));
 }
 
-TEST_P(CudaWeights, GuardsAndTheBaseMeasure) {
-    for (const absgd_rule &rule : GUARDS) {
-        for (size_t n : {1, 100, 5000}) { /* 5000: three chunks */
-            State got, wanted;
-            unsigned step = 0;
-            for (double lam : {2.0, 0.3, -1.0, INF}) {
-                SCOPED_TRACE(testing::Message() << "n = " << n << ", lam = " << lam << ", gamma = "
-                                                << rule.gamma << ", cap " << rule.max_weight);
-                const Batch batch = batch_of(GetParam(), n, step, step % 2 == 0, step % 3 < 2);
-                step++;
-                const Weights p = weigh_on_device(batch, nullptr, lam, rule, got, 1.0);
-                expect_same(p,
-                            weigh_on_cpu(batch, stats_on_cpu(batch, lam), lam, rule, wanted, 1.0),
-                            GetParam());
-                expect_same(got, wanted);
-            }
-        }
-    }
-}
-
-TEST_P(CudaWeights, ABadWeightMakesABadBatch) {
-    const absgd_rule rule = {0.9, 1.0, NAN, 0, 0, 0};
-    for (double bad : {-1.0, NOT_A_NUMBER, INF}) {
-        Batch batch = batch_of(GetParam(), 40, 1, false, true);
-        batch.weight[3] = bad;
-        for (double lam : {1.0, INF}) {
-            State got(lam), wanted(lam);
-            const Weights p = weigh_on_device(batch, nullptr, lam, rule, got, 1.0);
-            expect_same(p, weigh_on_cpu(batch, stats_on_cpu(batch, lam), lam, rule, wanted, 1.0),
-                        GetParam());
-            EXPECT_TRUE(std::isnan(p.coefficients[0]));
-            EXPECT_TRUE(std::isnan(got.log_s));
-        }
-    }
-}
-
-TEST_P(CudaWeights, NoWeightIsAnEmptyBatch) {
-    Batch batch = batch_of(GetParam(), 40, 1, false);
-    batch.weight.assign(40, 0.0);
-    State got, wanted;
-    const Weights p = weigh_on_device(batch, nullptr, 1.0, GUARDS[0], got, 1.0);
-    expect_same(p, weigh_on_cpu(batch, stats_on_cpu(batch, 1.0), 1.0, GUARDS[0], wanted, 1.0),
-                GetParam());
-    EXPECT_EQ(p.coefficients, std::vector<double>(40, 0.0));
-    EXPECT_TRUE(std::isnan(got.log_s));
-}
-
-TEST_P(CudaWeights, GuardsAndTheBaseMeasure) {
-    for (const absgd_rule &rule : GUARDS) {
-        for (size_t n : {1, 100, 5000}) { /* 5000: three chunks */
-            State got, wanted;
-            unsigned step = 0;
-            for (double lam : {2.0, 0.3, -1.0, INF}) {
-                SCOPED_TRACE(testing::Message() << "n = " << n << ", lam = " << lam << ", gamma = "
-                                                << rule.gamma << ", cap " << rule.max_weight);
-                const Batch batch = batch_of(GetParam(), n, step, step % 2 == 0, step % 3 < 2);
-                step++;
-                const Weights p = weigh_on_device(batch, nullptr, lam, rule, got, 1.0);
-                expect_same(p,
-                            weigh_on_cpu(batch, stats_on_cpu(batch, lam), lam, rule, wanted, 1.0),
-                            GetParam());
-                expect_same(got, wanted);
-            }
-        }
-    }
-}
-
-TEST_P(CudaWeights, ABadWeightMakesABadBatch) {
-    const absgd_rule rule = {0.9, 1.0, NAN, 0, 0, 0};
-    for (double bad : {-1.0, NOT_A_NUMBER, INF}) {
-        Batch batch = batch_of(GetParam(), 40, 1, false, true);
-        batch.weight[3] = bad;
-        for (double lam : {1.0, INF}) {
-            State got(lam), wanted(lam);
-            const Weights p = weigh_on_device(batch, nullptr, lam, rule, got, 1.0);
-            expect_same(p, weigh_on_cpu(batch, stats_on_cpu(batch, lam), lam, rule, wanted, 1.0),
-                        GetParam());
-            EXPECT_TRUE(std::isnan(p.coefficients[0]));
-            EXPECT_TRUE(std::isnan(got.log_s));
-        }
-    }
-}
-
-TEST_P(CudaWeights, NoWeightIsAnEmptyBatch) {
-    Batch batch = batch_of(GetParam(), 40, 1, false);
-    batch.weight.assign(40, 0.0);
-    State got, wanted;
-    const Weights p = weigh_on_device(batch, nullptr, 1.0, GUARDS[0], got, 1.0);
-    expect_same(p, weigh_on_cpu(batch, stats_on_cpu(batch, 1.0), 1.0, GUARDS[0], wanted, 1.0),
-                GetParam());
-    EXPECT_EQ(p.coefficients, std::vector<double>(40, 0.0));
-    EXPECT_TRUE(std::isnan(got.log_s));
-}
-
-TEST_P(CudaWeights, GuardsAndTheBaseMeasure) {
-    for (const absgd_rule &rule : GUARDS) {
-        for (size_t n : {1, 100, 5000}) { /* 5000: three chunks */
-            State got, wanted;
-            unsigned step = 0;
-            for (double lam : {2.0, 0.3, -1.0, INF}) {
-                SCOPED_TRACE(testing::Message() << "n = " << n << ", lam = " << lam << ", gamma = "
-                                                << rule.gamma << ", cap " << rule.max_weight);
-                const Batch batch = batch_of(GetParam(), n, step, step % 2 == 0, step % 3 < 2);
-                step++;
-                const Weights p = weigh_on_device(batch, nullptr, lam, rule, got, 1.0);
-                expect_same(p,
-                            weigh_on_cpu(batch, stats_on_cpu(batch, lam), lam, rule, wanted, 1.0),
-                            GetParam());
-                expect_same(got, wanted);
-            }
-        }
-    }
-}
-
-TEST_P(CudaWeights, ABadWeightMakesABadBatch) {
-    const absgd_rule rule = {0.9, 1.0, NAN, 0, 0, 0};
-    for (double bad : {-1.0, NOT_A_NUMBER, INF}) {
-        Batch batch = batch_of(GetParam(), 40, 1, false, true);
-        batch.weight[3] = bad;
-        for (double lam : {1.0, INF}) {
-            State got(lam), wanted(lam);
-            const Weights p = weigh_on_device(batch, nullptr, lam, rule, got, 1.0);
-            expect_same(p, weigh_on_cpu(batch, stats_on_cpu(batch, lam), lam, rule, wanted, 1.0),
-                        GetParam());
-            EXPECT_TRUE(std::isnan(p.coefficients[0]));
-            EXPECT_TRUE(std::isnan(got.log_s));
-        }
-    }
-}
-
-TEST_P(CudaWeights, NoWeightIsAnEmptyBatch) {
-    Batch batch = batch_of(GetParam(), 40, 1, false);
-    batch.weight.assign(40, 0.0);
-    State got, wanted;
-    const Weights p = weigh_on_device(batch, nullptr, 1.0, GUARDS[0], got, 1.0);
-    expect_same(p, weigh_on_cpu(batch, stats_on_cpu(batch, 1.0), 1.0, GUARDS[0], wanted, 1.0),
-                GetParam());
-    EXPECT_EQ(p.coefficients, std::vector<double>(40, 0.0));
-    EXPECT_TRUE(std::isnan(got.log_s));
-}
-
 TEST_P(CudaWeights, WeighFollowsLambda) {
     for (const absgd_rule &rule :
-         {absgd_rule{0.9, 1.0, NAN, 0, 0, 0}, absgd_rule{0.1, 2.0, 0.0, 0, 0, 0}, absgd_rule{1.0, 1.0, 0.5, 0, 0, 0}}) {
+         {absgd_rule{0.9, 1.0, NAN, 0, 0, 0}, absgd_rule{0.1, 2.0, 0.0, 0, 0, 0},
+          absgd_rule{1.0, 1.0, 0.5, 0, 0, 0}}) {
         State got(INFINITY), wanted(INFINITY);
         unsigned seed = 0;
         for (double lam : {INF, 2.0, 0.05, -1.0, -0.5, NOT_A_NUMBER, 0.0, 1.0, -INF, 1.0}) {
@@ -441,8 +280,9 @@ TEST_P(CudaWeights, BatchStats) {
         const DeviceBatch on(batch);
         const DeviceArray<double> lam(0.3);
         const DeviceArray<absgd_stats> stats(absgd_stats{});
-        ASSERT_EQ(absgd_batch_stats_cuda(on.dtype, on.losses.data(), on.mask_or_null(), on.weight_or_null(), on.n,
-                                         lam.data(), on.scratch_or_null(), stats.data(), nullptr),
+        ASSERT_EQ(absgd_batch_stats_cuda(on.dtype, on.losses.data(), on.mask_or_null(),
+                                         on.weight_or_null(), on.n, lam.data(),
+                                         on.scratch_or_null(), stats.data(), nullptr),
                   ABSGD_OK);
         expect_close(doubles_of(stats.get()[0]), doubles_of(stats_on_cpu(batch, 0.3)), TIGHT, 0.0,
                      "stats");
@@ -466,9 +306,9 @@ TEST_P(CudaWeights, AccumulationGivesTheCpusNumbers) {
             if (seed++ == 3) batch.values[0] = 20.0; /* raises log_c */
             const DeviceBatch on(batch);
             ASSERT_EQ(absgd_weigh_provisionally_cuda(
-                          on.dtype, on.losses.data(), on.mask_or_null(), on.weight_or_null(), on.n, nullptr, 0,
-                          on.scratch_or_null(), lam_.data(), &rule, log_s.data(), log_s_lam.data(),
-                          accumulation.data(), shrink.data(), 1.0, on.p.data(),
+                          on.dtype, on.losses.data(), on.mask_or_null(), on.weight_or_null(), on.n,
+                          nullptr, 0, on.scratch_or_null(), lam_.data(), &rule, log_s.data(),
+                          log_s_lam.data(), accumulation.data(), shrink.data(), 1.0, on.p.data(),
                           on.coefficients.data(), nullptr),
                       ABSGD_OK);
             absgd_stats stats = stats_on_cpu(batch, lam);
@@ -479,22 +319,7 @@ TEST_P(CudaWeights, AccumulationGivesTheCpusNumbers) {
             absgd_rule own = rule;
             own.keep_loss = 0;
             const double count = stats.count;
-            absgd_rule own = rule;
-            own.keep_loss = 0;
-            const double count = stats.count;
-            absgd_rule own = rule;
-            own.keep_loss = 0;
-            const double count = stats.count;
-            absgd_rule own = rule;
-            own.keep_loss = 0;
-            const double count = stats.count;
             stats.count = on_cpu.reference_count;
-            const Weights p = weights_on_cpu(batch, lam, own, on_cpu.log_c, stats, 1.0);
-            on_cpu.capped += count * p.capped;
-            const Weights p = weights_on_cpu(batch, lam, own, on_cpu.log_c, stats, 1.0);
-            on_cpu.capped += count * p.capped;
-            const Weights p = weights_on_cpu(batch, lam, own, on_cpu.log_c, stats, 1.0);
-            on_cpu.capped += count * p.capped;
             const Weights p = weights_on_cpu(batch, lam, own, on_cpu.log_c, stats, 1.0);
             on_cpu.capped += count * p.capped;
             expect_close(shrink.get(), {shrink_on_cpu}, TIGHT, 0.0, "shrink");
@@ -508,14 +333,12 @@ TEST_P(CudaWeights, AccumulationGivesTheCpusNumbers) {
                   ABSGD_OK);
         const absgd_stats whole = on_cpu.whole;
         const double capped = on_cpu.capped / whole.count;
-        const double capped = on_cpu.capped / whole.count;
-        const double capped = on_cpu.capped / whole.count;
-        const double capped = on_cpu.capped / whole.count;
         double factor_on_cpu;
         ASSERT_EQ(absgd_settle(&on_cpu, &lam, &rule, 2.0, &wanted.log_s, &wanted.log_s_lam,
                                &factor_on_cpu),
                   ABSGD_OK);
-        ASSERT_EQ(absgd_observe(&whole, &lam, &rule, &wanted.log_s, capped, wanted.reports), ABSGD_OK);
+        ASSERT_EQ(absgd_observe(&whole, &lam, &rule, &wanted.log_s, capped, wanted.reports),
+                  ABSGD_OK);
         expect_close(factor.get(), {factor_on_cpu}, TIGHT, 0.0, "factor");
         got.log_s = log_s.get()[0];
         got.log_s_lam = log_s_lam.get()[0];
@@ -572,8 +395,8 @@ TEST(CudaWeighArguments, AreChecked) {
     const DeviceArray<absgd_report> reports({absgd_report{}, absgd_report{}});
     const auto weigh = [&](absgd_dtype dtype, const void *losses, int64_t n, const absgd_rule *r,
                            void *weights) {
-        return absgd_weigh_cuda(dtype, losses, nullptr, nullptr, n, nullptr, 0, nullptr, d.data(), r,
-                                d.data(), d.data(), reports.data(), 1.0, weights, d.data(),
+        return absgd_weigh_cuda(dtype, losses, nullptr, nullptr, n, nullptr, 0, nullptr, d.data(),
+                                r, d.data(), d.data(), reports.data(), 1.0, weights, d.data(),
                                 nullptr);
     };
     EXPECT_EQ(weigh(static_cast<absgd_dtype>(9), d.data(), 1, &rule, d.data()),

@@ -32,7 +32,7 @@ extern "C" void AnnotateIgnoreWritesEnd(const char *file, int line);
 
 namespace cuda_on_cpu {
 
-int multiprocessors = 4;
+int multiprocessors = 1;
 int next_error = 0;
 int launches = 0;
 bool without_barriers = false;
@@ -41,7 +41,7 @@ namespace {
 
 constexpr int WARP = 32;
 constexpr int MAX_THREADS = 1024;    /* of a block */
-constexpr int MAX_FIBRES = 1024;     /* alive at once */
+constexpr int MAX_FIBRES = 2048;     /* alive at once */
 constexpr int MAX_VARIABLES = 16;    /* shared ones of a block */
 constexpr size_t STACK = 256 * 1024; /* of a fibre; the largest kernel parameter is 32 KB */
 constexpr unsigned NO_SYNC = 1;      /* for ThreadSanitizer: a switch is no synchronisation */

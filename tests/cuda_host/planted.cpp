@@ -47,9 +47,9 @@ void weigh(int64_t n, int64_t room) {
     double log_s = NAN, log_s_lam = 1.0;
     absgd_report reports[2] = {};
     const absgd_rule rule = {0.9, 1.0, NAN, 1.0, 0, 0};
-    absgd_weigh_cuda(ABSGD_FLOAT32, losses.data(), nullptr, nullptr, n, nullptr, 0, scratch.data(), &lam,
-                     &rule, &log_s, &log_s_lam, reports, 1.0, weights.data(), coefficients.data(),
-                     nullptr);
+    absgd_weigh_cuda(ABSGD_FLOAT32, losses.data(), nullptr, nullptr, n, nullptr, 0, scratch.data(),
+                     &lam, &rule, &log_s, &log_s_lam, reports, 1.0, weights.data(),
+                     coefficients.data(), nullptr);
 }
 
 } // namespace
