@@ -4,6 +4,7 @@
 
 #include "absgd.h"
 
+#include <float.h>
 #include <math.h>
 
 #ifdef __CUDACC__
@@ -88,7 +89,8 @@ ABSGD_FN void absgd_carry(double lam, double s_init, double *log_s, double *log_
     *log_s = absgd_initial_log_s(s_init);
     if (isinf(old) || !absgd_is_valid_lam(old) || (old < 0.0) != (lam < 0.0)) return;
     const double ratio = old / lam;
-    const double carried = isnormal(ratio) ? was * ratio : was * old / lam;
+    const int is_normal = ratio >= DBL_MIN && !isinf(ratio); /* isnormal is no device function */
+    const double carried = is_normal ? was * ratio : was * old / lam;
     if (isinf(was) || !isinf(carried)) *log_s = carried;
 }
 

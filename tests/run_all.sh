@@ -27,6 +27,7 @@ has() { command -v "$1" >/dev/null; }
 style() {
     ruff check .
     ruff format --check .
+    mypy
     git ls-files --cached --others --exclude-standard '*.c' '*.h' '*.cpp' '*.cu' '*.cuh' |
         xargs clang-format --dry-run --Werror
 }

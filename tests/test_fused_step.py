@@ -348,9 +348,7 @@ def test_a_record_refuses_what_does_not_fit(grads: list[Tensor], message: str) -
     assert torch.equal(p, vector()) and torch.equal(v, vector())
 
 
-@pytest.mark.parametrize(
-    "change", [Tensor.double, lambda t: t[:3], lambda t: torch.empty_like(t, device="meta")]
-)
+@pytest.mark.parametrize("change", [Tensor.double, lambda t: t[:3]])
 @pytest.mark.parametrize("index", [0, 1])
 def test_a_record_holds_the_tensors_not_what_they_were(
     change: Callable[[Tensor], Tensor], index: int
@@ -412,7 +410,7 @@ def test_gradients_are_not_kept() -> None:
 
 def test_many_threads_step_and_forget() -> None:
     def work(_: int) -> bool:
-        opt, params = stepped(steps=20)
+        _opt, params = stepped(steps=20)
         same = stepped(steps=20)[1]
         return all(map(torch.equal, params, same))
 

@@ -188,7 +188,7 @@ def test_an_empty_class_counts_as_it_is_told_to(loss: Any) -> None:
     for bad, error in ((0, ValueError), (-1, ValueError), ("a", TypeError)):
         with pytest.raises(error, match="empty_count"):
             loss([5, 0, 3], empty_count=bad)
-    with pytest.raises(ValueError, match="finite and > 0"):
+    with pytest.raises(ValueError, match="finite and ≥ 0"):
         loss([5, -1, 3], empty_count=1)
 
 

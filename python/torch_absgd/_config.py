@@ -24,7 +24,7 @@ def _check_installation() -> None:
             f"torch_absgd runs on Linux (x86-64, aarch64), got {sys.platform}: use a container, or "
             "WSL 2 on Windows"
         )
-    if torch.__version__ < OLDEST_TORCH:
+    if torch.__version__ < OLDEST_TORCH:  # type: ignore[operator]  # a TorchVersion compares
         raise ImportError(
             f"torch_absgd {__version__} needs torch >= 2.10, got {torch.__version__}: "
             'pip install --upgrade "torch>=2.10"'

@@ -11,7 +11,7 @@ _failure: str | None = None
 
 
 def load_cuda_operators() -> None:
-    """Registers the operators wherever torch has CUDA, with a card or without: that takes no driver.
+    """Registers the operators wherever torch has CUDA, card or no card: that takes no driver.
 
     Nobody is asked for a card. The question starts CUDA in this process, and workers that it forks
     thereafter could not use the card.

@@ -201,7 +201,7 @@ class AttentionalLoss(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> AttentionalLoss:
         kept = self.class_weight
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         if kept is not None and self.class_weight is not None:
             self.class_weight = kept.to(self.class_weight.device)  # in its own dtype
         return self
@@ -318,4 +318,5 @@ def gathered(class_weight: Tensor, target: Tensor, losses: Tensor, mask: Tensor 
             return target.to(class_weight.dtype) @ class_weight
         return torch.tensordot(target.to(class_weight.dtype), class_weight, dims=([1], [0]))
     out = (target < 0) | (target >= len(class_weight))
-    return class_weight[target.masked_fill(out, 0)].masked_fill(out, 1)
+    measure: Tensor = class_weight[target.masked_fill(out, 0)].masked_fill(out, 1)
+    return measure

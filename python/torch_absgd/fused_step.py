@@ -373,7 +373,7 @@ def _(record: int, grads: Sequence[Tensor], *_: object) -> None:
     raise RuntimeError("absgd::sgd_step_recorded: a record cannot be traced: use sgd_step_")
 
 
-_library = torch.library.Library("absgd", "IMPL")  # type: ignore[no-untyped-call]
+_library = torch.library.Library("absgd", "IMPL")
 
 
 def _refuse_negative(*_: object) -> None:
@@ -381,4 +381,4 @@ def _refuse_negative(*_: object) -> None:
     raise RuntimeError("absgd::sgd_step_: tensors must not have the neg bit: call resolve_neg()")
 
 
-_library.impl("sgd_step_", _refuse_negative, "Negative")  # type: ignore[no-untyped-call]
+_library.impl("sgd_step_", _refuse_negative, "Negative")

@@ -224,7 +224,7 @@ class SharedGroups(SGD):
         """Takes over a pickled optimizer or, from load_state_dict, loaded state."""
         if "param_groups" not in self.__dict__:
             ranks = state.pop("ranks", None) or Collective(state.pop("process_group", None))
-            super().__setstate__(state)
+            super().__setstate__(state)  # type: ignore[no-untyped-call]
             form = self.param_groups[0].get("momentum_form", "torch")
             self.momentum_form = self.__dict__.get("momentum_form", form)
             rule = RuleState.of(self.param_groups[0])
@@ -232,7 +232,7 @@ class SharedGroups(SGD):
             self.weigher.forget()
         else:
             loaded = loadable(state, self.defaults, self.momentum_form)
-            super().__setstate__(state)
+            super().__setstate__(state)  # type: ignore[no-untyped-call]
             self.weigher.state.load(loaded)
             self.weigher.forget()
         self._publish()

@@ -1,4 +1,4 @@
-"""Guards, base measure and rules over three ranks of uneven and of empty batches: as one process."""
+"""Guards, base measure and rules over three ranks of uneven batches: as one process."""
 
 from __future__ import annotations
 
