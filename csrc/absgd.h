@@ -4,9 +4,10 @@
  *
  * Algorithm 1 of the paper, for a mini-batch of per-sample losses L_1 … L_B at temperature λ:
  *
- *   ℓ      = logsumexp(L/λ) − log B                       absgd_batch_stats, absgd_combine_stats
+ *   ℓ      = logsumexp(L/λ + log w) − log Σw              absgd_batch_stats, absgd_combine_stats
  *   log_s ← logaddexp(log(1−γ) + log_s, log γ + log α + ℓ)                    absgd_update_log_s
  *   p_i    = exp(L_i/λ − log_s)                                                    absgd_weights
+ *   (1/B) Σ w_i p_i L_i: the scalar to differentiate; w, the base measure, is 1 in the paper
  *   v     ← βv + (1−dampening)·g,   w ← w − ηv      (or the paper's Equation 2)   absgd_sgd_step
  *
  * and the per-sample losses that it is used with, fused                      absgd_softmax_loss_*
@@ -57,33 +58,52 @@ typedef enum absgd_dtype {
 
 /* ---- weights ------------------------------------------------------------------------------- */
 
-/* The sums that describe a batch, with z_i = L_i/λ (z_i = 0 for λ = ±∞). Rows of two parts of a
- * batch combine into the row of the whole, so the parts can be threads' or ranks'. */
+/* The unit of the sums of losses below: the sums are finite wherever the losses are, 1e308 included
+ * (2^64, so that the scaling is exact). */
+#define ABSGD_LOSS_UNIT 18446744073709551616.0
+
+/* The sums that describe a batch, with z_i = L_i/λ (z_i = 0 for λ = ±∞), w_i the base measure (1
+ * without one) and e_i = exp(z_i − m). Rows of two parts of a batch combine into the row of the
+ * whole, so the parts can be threads' or ranks'. A sample that is masked out is in no sum. One of
+ * w_i = 0 is in the first two only. */
 typedef struct absgd_stats {
     double count;        /* B: samples that are not masked out */
-    double nonfinite;    /* of these, how many have a non-finite L_i or z_i, or λ is NaN or 0 */
-    double max;          /* m = max z_i; −∞ for an empty batch */
-    double sum;          /* Σ exp(z_i − m) */
-    double sum_sq;       /* Σ exp(2(z_i − m)) */
-    double sum_loss;     /* Σ L_i */
-    double sum_weighted; /* Σ exp(z_i − m) L_i */
+    double nonfinite;    /* of these, how many have a non-finite L_i or z_i, a w_i that is negative
+                            or not finite, or λ is NaN or 0: a bad batch if not 0 */
+    double sum_weight;   /* Σ w_i; a bad batch if ∞, an empty one if 0 */
+    double max;          /* m = max z_i over w_i > 0; −∞ if there is none */
+    double sum;          /* Σ w_i e_i */
+    double sum_sq;       /* Σ w_i e_i² */
+    double sum_loss;     /* Σ w_i L_i, this and the following in ABSGD_LOSS_UNIT */
+    double sum_weighted; /* Σ w_i e_i L_i */
+    double sum_abs_loss; /* Σ w_i |L_i| */
+    double sum_abs_weighted; /* Σ w_i e_i |L_i| */
 } absgd_stats;
 
-/* The normaliser's constants. */
+/* The normaliser's constants, and what guards training from the weights. With the last three fields
+ * 0, there is no guard: Algorithm 1 to the letter. */
 typedef struct absgd_rule {
-    double gamma;  /* γ, moving-average rate, in (0, 1] */
-    double alpha;  /* α, factor on the batch's mean, finite and > 0; 1 in the paper */
-    double s_init; /* s_1, ≥ 0, or NaN: the first batch sets log_s = log α + ℓ */
+    double gamma;      /* γ, moving-average rate, in (0, 1] */
+    double alpha;      /* α, factor on the batch's mean, finite and > 0; 1 in the paper */
+    double s_init;     /* s_1, ≥ 0, or NaN: the first batch sets log_s = log α + ℓ */
+    double max_weight; /* c ≥ 1, a cap on weights; 0 or ∞: none */
+    double keep_loss; /* 1: weights are scaled by κ = min(1, Σ w|L|/Σ w p|L|), which keeps the scale
+                         of the gradient; 0: κ = 1 */
+    double bounded;   /* 1: log_s is at most log α + ℓ − log γ. By Algorithm 1 itself s is at least
+                         γα times the batch's mean; this is the mirror image, so that a batch's mean
+                         weight stays within [γ, 1/γ] (α apart), however far the past was. 0: not */
 } absgd_rule;
 
 /* The batch's work is cut into pieces of this many losses: one row of statistics each, combined in
  * order, so that the bits of log_s do not depend on the number of threads. */
 #define ABSGD_STATS_CHUNK 16384
 
-/* *stats = the sums of losses[0..n). mask[i] = 0 takes sample i out (its loss is not read as a
- * number); mask may be NULL. *lam is λ: any double; NaN and 0 make the batch non-finite. */
+/* *stats = the sums of losses[0..n). mask[i] = 0 takes sample i out (its loss and weight are not
+ * read as numbers); weight[i] = w_i ≥ 0, of the arithmetic type; mask and weight may be NULL. *lam
+ * is λ: any double; NaN and 0 make the batch non-finite. */
 ABSGD_API absgd_status absgd_batch_stats(absgd_dtype dtype, const void *losses, const uint8_t *mask,
-                                         int64_t n, const double *lam, absgd_stats *stats);
+                                         const void *weight, int64_t n, const double *lam,
+                                         absgd_stats *stats);
 
 /* *stats = the row of the union of rows[0..n_rows), combined in their order. May alias rows. */
 ABSGD_API absgd_status absgd_combine_stats(const absgd_stats *rows, int64_t n_rows,
@@ -91,70 +111,84 @@ ABSGD_API absgd_status absgd_combine_stats(const absgd_stats *rows, int64_t n_ro
 
 /* Re-expresses log_s, which was last written at temperature *log_s_lam, at temperature *lam:
  * log_s·λ_old/λ_new within one sign (λ·log_s, the estimate of the objective, carries over);
- * log(s_init) or NaN, "unset", on a change of sign or from ±∞. At λ = ±∞ log_s stays. A λ that is
- * NaN or 0 changes nothing. */
+ * log(s_init) or NaN, "unset", on a change of sign, from ±∞, or where that overflows. At λ = ±∞
+ * log_s stays. A λ that is NaN or 0 changes nothing. */
 ABSGD_API absgd_status absgd_carry_log_s(const double *lam, const absgd_rule *rule, double *log_s,
                                          double *log_s_lam);
 
-/* Algorithm 1, line "s ← (1−γ)s + γ·α·mean exp(L/λ)", in the log domain, after absgd_carry_log_s.
- * An empty batch or one with a non-finite loss changes neither log_s nor log_s_lam. */
+/* Algorithm 1, line "s ← (1−γ)s + γ·α·mean exp(L/λ)", in the log domain, after absgd_carry_log_s;
+ * then rule->bounded. An empty batch and a bad one change neither log_s nor log_s_lam. */
 ABSGD_API absgd_status absgd_update_log_s(const absgd_stats *stats, const double *lam,
                                           const absgd_rule *rule, double *log_s, double *log_s_lam);
 
-/* weights[i] = p_i = exp(L_i/λ − log_s), 1 at λ = ±∞, 0 where masked out, NaN throughout if the
- * batch holds a non-finite loss and λ is finite; coefficients[i] = factor·p_i/stats->count, so that
- * Σ coefficients_i L_i is the scalar to differentiate (factor: the number of ranks whose gradients
- * are averaged, else 1). Both in the arithmetic type. stats is the whole batch's row. */
+/* weights[i] = min(κp_i, c) with p_i = exp(L_i/λ − log_s); 1 at λ = ±∞; 0 where masked out or
+ * w_i = 0. coefficients[i] = factor·weights[i]·w_i/stats->count, so that Σ coefficients_i L_i is
+ * the scalar to differentiate (factor: the number of ranks whose gradients are averaged, else 1).
+ * Both in the arithmetic type. stats is the whole batch's row. In a bad batch the weights are NaN
+ * at a finite λ, and the coefficients where weight is given. *capped, which may be NULL: how many
+ * of these samples had κp_i > c. */
 ABSGD_API absgd_status absgd_weights(absgd_dtype dtype, const void *losses, const uint8_t *mask,
-                                     int64_t n, const double *lam, const double *log_s,
+                                     const void *weight, int64_t n, const double *lam,
+                                     const absgd_rule *rule, const double *log_s,
                                      const absgd_stats *stats, double factor, void *weights,
-                                     void *coefficients);
+                                     void *coefficients, double *capped);
 
-/* What a person wants to know of a batch's weights. */
+/* What a person wants to know of a batch's weights. p is the rule's own here, before the guards. */
 typedef struct absgd_report {
     double count;             /* B */
-    double mean_loss;         /* (1/B) Σ L_i */
-    double weighted_loss;     /* (1/B) Σ p_i L_i */
-    double objective;         /* λ·log_s, the estimate of F_λ; the mean loss at λ = ±∞ */
-    double max_weight;        /* max p_i */
-    double effective_samples; /* (Σ p_i)²/Σ p_i² */
+    double mean_loss;         /* (1/B) Σ w_i L_i */
+    double weighted_loss;     /* (1/B) Σ w_i p_i L_i */
+    double objective;         /* λ·log_s, the estimate of F_λ; Σ w_i L_i/Σ w_i at λ = ±∞ */
+    double max_weight;        /* max p_i over w_i > 0 */
+    double effective_samples; /* B·(Σ w_i p_i)²/(Σ w_i·Σ w_i p_i²) */
     double batches;           /* 1; in the running mean, how many batches it has seen */
+    double kappa;             /* κ; 1 without keep_loss */
+    double capped;            /* share of the samples whose weight was capped */
 } absgd_report;
 
 /* Rate of the exponential running mean that absgd_observe keeps. */
 #define ABSGD_REPORT_RATE 0.01
 
 /* reports[0] = the batch's report, after absgd_update_log_s; reports[1], its running mean, starts
- * at the first batch while its count reads NaN. An empty batch changes nothing, a non-finite one
- * leaves the running mean. */
+ * at the first batch while its count reads NaN. capped: the share that the report is to tell. An
+ * empty batch changes nothing, a bad one leaves the running mean. */
 ABSGD_API absgd_status absgd_observe(const absgd_stats *stats, const double *lam,
-                                     const double *log_s, absgd_report reports[2]);
+                                     const absgd_rule *rule, const double *log_s, double capped,
+                                     absgd_report reports[2]);
 
 /* ---- gradient accumulation ----------------------------------------------------------------- */
 
-/* Gradients are linear in 1/s, so micro-batches can be weighted with a provisional normaliser and
- * the sum of their gradients turned into the large batch's at the end, exactly. */
+/* Gradients are linear in 1/s and in κ, so micro-batches can be weighted with a provisional
+ * normaliser and the sum of their gradients turned into the large batch's at the end: exactly,
+ * unless weights are capped. A cap is taken against the provisional normaliser. */
 typedef struct absgd_accumulation {
     absgd_stats whole;      /* the micro-batches so far; all zero before the first */
     double log_c;           /* the provisional normaliser, in place of log_s */
     double reference_count; /* samples of the first non-empty micro-batch, in place of B */
+    double capped;          /* the caller's: samples capped so far */
 } absgd_accumulation;
 
 /* A provisional weight above exp(this) raises log_c. */
 #define ABSGD_PROVISIONAL_LIMIT 10.0
 
-/* Adds a micro-batch, given its row of statistics. The first one sets log_c: to log_s (carried over
- * to *lam), or to its own log α + ℓ. *shrink = the factor, 1 or less, by which gradients that are
- * already accumulated must be multiplied because log_c was raised. absgd_weights then takes log_c
- * for log_s, and a row whose count is reference_count. */
+/* Adds a micro-batch, given its row of statistics. The first non-empty one sets log_c: to log_s
+ * (carried over to *lam), or to its own log α + ℓ where log_s is unset or higher than that by more
+ * than the limit. *shrink = the factor, 1 or less, by which gradients that are already accumulated
+ * must be multiplied because log_c was raised; it never is where weights are capped. absgd_weights
+ * then takes log_c for log_s, a row whose count is reference_count, and a rule with keep_loss 0. */
 ABSGD_API absgd_status absgd_accumulate(const absgd_stats *stats, const double *lam,
                                         const absgd_rule *rule, const double *log_s,
                                         const double *log_s_lam, absgd_accumulation *accumulation,
                                         double *shrink);
 
+/* Bounds the logarithm of absgd_settle's factor from above. */
+#define ABSGD_FACTOR_LIMIT 80.0
+
 /* Updates log_s with the whole batch and empties the accumulation. *factor = what the accumulated
- * gradients must be multiplied by: divisor·(reference_count/B)·exp(log_c − log_s), with divisor the
- * number that the loop divided each micro-batch's loss by; 1 if nothing was accumulated. */
+ * gradients must be multiplied by: divisor·(reference_count/B)·κ·exp(log_c − log_s), with divisor
+ * the number that the loop divided each micro-batch's loss by; 1 if nothing was accumulated. It is
+ * finite unless the batch was bad: the exponent is cut at ABSGD_FACTOR_LIMIT, which it exceeds only
+ * where the caller chose a log_c of its own, far above the batch. */
 ABSGD_API absgd_status absgd_settle(absgd_accumulation *accumulation, const double *lam,
                                     const absgd_rule *rule, double divisor, double *log_s,
                                     double *log_s_lam, double *factor);
@@ -162,12 +196,13 @@ ABSGD_API absgd_status absgd_settle(absgd_accumulation *accumulation, const doub
 /* ---- λ from how selective the weights shall be --------------------------------------------- */
 
 typedef enum absgd_lam_kind {
-    ABSGD_LAM_EFFECTIVE_SAMPLES = 1, /* (Σq)²/(B Σq²) = target, in (0, 1) */
-    ABSGD_LAM_KL_RADIUS = 2,         /* KL(q ‖ uniform) = target > 0 */
+    ABSGD_LAM_EFFECTIVE_SAMPLES = 1, /* (Σwq)²/(Σw Σwq²) = target, in (0, 1) */
+    ABSGD_LAM_KL_RADIUS = 2,         /* KL(wq/Σwq ‖ w/Σw) = target > 0 */
 } absgd_lam_kind;
 
 /* What λ is to follow: on each batch, the λ* at which the batch's own weights q ∝ exp(L/λ*) are as
- * selective as target says. All fields are doubles, so that it can be a row of a tensor. */
+ * selective, against the base measure w, as target says. All fields are finite doubles, so that it
+ * can be a row of a tensor. */
 typedef struct absgd_lam_rule {
     double kind; /* absgd_lam_kind */
     double target;
@@ -178,7 +213,7 @@ typedef struct absgd_lam_rule {
 
 /* The sums of one round over a part of the batch; see lam_search_math.h. */
 typedef struct absgd_lam_row {
-    double count, nonfinite, max, max_negated, s0, s1, s2, t0, t1;
+    double count, nonfinite, sum_weight, max, max_negated, s0, s1, s2, t0, t1;
 } absgd_lam_row;
 
 /* A search under way; all zero at its start. */
@@ -189,9 +224,10 @@ typedef struct absgd_lam_search {
 /* Rounds after which λ* stands to rounding. */
 #define ABSGD_LAM_ROUNDS 24
 
-/* *row = the sums that this round of the search needs of losses[0..n). */
+/* *row = the sums that this round of the search needs of losses[0..n). mask and weight as in
+ * absgd_batch_stats. */
 ABSGD_API absgd_status absgd_lam_sums(absgd_dtype dtype, const void *losses, const uint8_t *mask,
-                                      int64_t n, const absgd_lam_rule *rule,
+                                      const void *weight, int64_t n, const absgd_lam_rule *rule,
                                       const absgd_lam_search *search, absgd_lam_row *row);
 
 /* *row = the row of the union of rows[0..n_rows), joined in their order. */
@@ -202,9 +238,10 @@ ABSGD_API absgd_status absgd_lam_join(const absgd_lam_row *rows, int64_t n_rows,
 ABSGD_API absgd_status absgd_lam_round(const absgd_lam_rule *rule, const absgd_lam_row *rows,
                                        int64_t n_rows, absgd_lam_search *search);
 
-/* After the last round: moves log|λ| towards log|λ*| by rate; sets λ = λ* if it is NaN, ±∞ or of
- * the other sign. A batch that defines no λ* (fewer than two samples, non-finite ones, all equal,
- * or too many tied for the target) leaves λ as it is. */
+/* After the last round: moves log|λ| towards log|λ*| by rate; sets λ = λ* if it is NaN, ±∞ ("no
+ * answer yet", where p = 1) or of the other sign. A batch that defines no λ* (fewer than two
+ * samples of w > 0, bad ones, all equal, too many tied for the target, or a radius out of reach)
+ * leaves λ as it is. */
 ABSGD_API absgd_status absgd_lam_update(const absgd_lam_rule *rule, const absgd_lam_search *search,
                                         double *lam);
 

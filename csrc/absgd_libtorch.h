@@ -91,7 +91,7 @@ class ABSGD : public torch::optim::Optimizer {
   public:
     ABSGD(const std::vector<torch::optim::OptimizerParamGroup> &groups, ABSGDOptions defaults = {})
         : Optimizer(groups, std::make_unique<ABSGDOptions>(defaults)),
-          rule_{defaults.gamma(), defaults.alpha(), defaults.s_init()} {
+          rule_{defaults.gamma(), defaults.alpha(), defaults.s_init(), 0, 0, 0} {
         TORCH_CHECK(!std::isnan(defaults.lam()) && defaults.lam() != 0,
                     "lam must be a number other than 0, got ", defaults.lam());
         for (const auto &group : param_groups()) {
@@ -246,12 +246,14 @@ class ABSGD : public torch::optim::Optimizer {
         }
 #endif
         absgd_stats stats;
-        detail::check(absgd_batch_stats(dtype, losses.data_ptr(), nullptr, n, lam, &stats),
+        detail::check(absgd_batch_stats(dtype, losses.data_ptr(), nullptr, nullptr, n, lam, &stats),
                       "weigh");
         detail::check(absgd_update_log_s(&stats, lam, &rule_, log_s, log_s_lam), "weigh");
-        detail::check(absgd_observe(&stats, lam, log_s, data<absgd_report>(reports_)), "weigh");
-        detail::check(absgd_weights(dtype, losses.data_ptr(), nullptr, n, lam, log_s, &stats, 1.0,
-                                    weights_.data_ptr(), coefficients.data_ptr()),
+        detail::check(absgd_observe(&stats, lam, &rule_, log_s, 0.0, data<absgd_report>(reports_)),
+                      "weigh");
+        detail::check(absgd_weights(dtype, losses.data_ptr(), nullptr, nullptr, n, lam, &rule_,
+                                    log_s, &stats, 1.0, weights_.data_ptr(),
+                                    coefficients.data_ptr(), nullptr),
                       "weigh");
         return coefficients;
     }

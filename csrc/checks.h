@@ -14,9 +14,22 @@ static inline int absgd_is_dtype(absgd_dtype dtype) {
     return (int)dtype >= (int)ABSGD_FLOAT32 && (int)dtype <= (int)ABSGD_BFLOAT16;
 }
 
+static inline int absgd_is_switch(double value) { return value == 0.0 || value == 1.0; }
+
 static inline int absgd_is_rule(const absgd_rule *rule) {
-    return rule->gamma > 0.0 && rule->gamma <= 1.0 && rule->alpha > 0.0 && isfinite(rule->alpha) &&
-           (rule->s_init >= 0.0 || isnan(rule->s_init)) && !isinf(rule->s_init);
+    int has_guards = (rule->max_weight == 0.0 || rule->max_weight >= 1.0) &&
+                     absgd_is_switch(rule->keep_loss) && absgd_is_switch(rule->bounded);
+    return has_guards && rule->gamma > 0.0 && rule->gamma <= 1.0 && rule->alpha > 0.0 &&
+           isfinite(rule->alpha) && (rule->s_init >= 0.0 || isnan(rule->s_init)) &&
+           !isinf(rule->s_init);
+}
+
+static inline int absgd_is_lam_rule(const absgd_lam_rule *rule) {
+    int is_target = rule->kind == ABSGD_LAM_EFFECTIVE_SAMPLES ? rule->target < 1.0
+                                                              : rule->kind == ABSGD_LAM_KL_RADIUS;
+    return is_target && rule->target > 0.0 && isfinite(rule->target) &&
+           (rule->sign == 1.0 || rule->sign == -1.0) && rule->rate > 0.0 && rule->rate <= 1.0 &&
+           rule->low > 0.0 && rule->low < rule->high && isfinite(rule->high);
 }
 
 static inline absgd_status absgd_check_step(absgd_dtype dtype, const absgd_tensor *tensors,

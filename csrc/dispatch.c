@@ -7,7 +7,20 @@
 
 #include <stdlib.h>
 
-#if defined(__x86_64__)
+#if !ABSGD_ONE_LEVEL
+/* Processors that have these have the rest of x86-64-v3 (v4) as well; clang before 18 knows no
+ * such names as "x86-64-v4". */
+static int has_v3(void) {
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("bmi2") &&
+           __builtin_cpu_supports("fma");
+}
+
+static int has_v4(void) {
+    return has_v3() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
+           __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+           __builtin_cpu_supports("avx512cd");
+}
+
 /* The environment variable ABSGD_CPU_LEVEL (2, 3 or 4) lowers the level, for tests and benchmarks.
  * Threads that race here write the same value. */
 static int cpu_level(void) {
@@ -15,7 +28,7 @@ static int cpu_level(void) {
     int level = __atomic_load_n(&cached, __ATOMIC_RELAXED);
     if (level) return level;
     __builtin_cpu_init();
-    level = __builtin_cpu_supports("x86-64-v4") ? 4 : __builtin_cpu_supports("x86-64-v3") ? 3 : 2;
+    level = has_v4() ? 4 : has_v3() ? 3 : 2;
     const char *wanted = getenv("ABSGD_CPU_LEVEL");
     if (wanted && wanted[0] >= '2' && wanted[0] - '0' < level && !wanted[1])
         level = wanted[0] - '0';
@@ -36,11 +49,12 @@ static int cpu_level(void) {
 #define REQUIRE ABSGD_REQUIRE
 
 absgd_status absgd_batch_stats(absgd_dtype dtype, const void *losses, const uint8_t *mask,
-                               int64_t n, const double *lam, absgd_stats *stats) {
+                               const void *weight, int64_t n, const double *lam,
+                               absgd_stats *stats) {
     REQUIRE(absgd_is_dtype(dtype), ABSGD_INVALID_DTYPE);
     REQUIRE(n >= 0, ABSGD_INVALID_SIZE);
     REQUIRE(lam && stats && (losses || n == 0), ABSGD_NULL_POINTER);
-    CALL(absgd_batch_stats, dtype, losses, mask, n, *lam, stats);
+    CALL(absgd_batch_stats, dtype, losses, mask, weight, n, *lam, stats);
     return ABSGD_OK;
 }
 
@@ -65,25 +79,33 @@ absgd_status absgd_update_log_s(const absgd_stats *stats, const double *lam, con
                                 double *log_s, double *log_s_lam) {
     REQUIRE(stats && lam && rule && log_s && log_s_lam, ABSGD_NULL_POINTER);
     REQUIRE(absgd_is_rule(rule), ABSGD_INVALID_HYPERPARAMETER);
-    absgd_update(stats, *lam, rule->gamma, rule->alpha, rule->s_init, log_s, log_s_lam);
+    absgd_update(stats, *lam, rule, log_s, log_s_lam);
     return ABSGD_OK;
 }
 
-absgd_status absgd_weights(absgd_dtype dtype, const void *losses, const uint8_t *mask, int64_t n,
-                           const double *lam, const double *log_s, const absgd_stats *stats,
-                           double factor, void *weights, void *coefficients) {
+absgd_status absgd_weights(absgd_dtype dtype, const void *losses, const uint8_t *mask,
+                           const void *weight, int64_t n, const double *lam, const absgd_rule *rule,
+                           const double *log_s, const absgd_stats *stats, double factor,
+                           void *weights, void *coefficients, double *capped) {
     REQUIRE(absgd_is_dtype(dtype), ABSGD_INVALID_DTYPE);
     REQUIRE(n >= 0, ABSGD_INVALID_SIZE);
-    REQUIRE(lam && log_s && stats, ABSGD_NULL_POINTER);
+    REQUIRE(lam && rule && log_s && stats, ABSGD_NULL_POINTER);
     REQUIRE((losses && weights && coefficients) || n == 0, ABSGD_NULL_POINTER);
-    CALL(absgd_weights, dtype, losses, mask, n, *lam, *log_s, stats, factor, weights, coefficients);
+    REQUIRE(absgd_is_rule(rule), ABSGD_INVALID_HYPERPARAMETER);
+    const absgd_weigher weigher =
+        absgd_weigher_of(stats, *lam, rule, *log_s, factor, weight != NULL);
+    double above;
+    CALL(absgd_weights, dtype, losses, mask, weight, n, *lam, weigher, weights, coefficients,
+         &above);
+    if (capped) *capped = above;
     return ABSGD_OK;
 }
 
-absgd_status absgd_observe(const absgd_stats *stats, const double *lam, const double *log_s,
-                           absgd_report reports[2]) {
-    REQUIRE(stats && lam && log_s && reports, ABSGD_NULL_POINTER);
-    absgd_report_of(stats, *lam, *log_s, reports);
+absgd_status absgd_observe(const absgd_stats *stats, const double *lam, const absgd_rule *rule,
+                           const double *log_s, double capped, absgd_report reports[2]) {
+    REQUIRE(stats && lam && rule && log_s && reports, ABSGD_NULL_POINTER);
+    REQUIRE(absgd_is_rule(rule), ABSGD_INVALID_HYPERPARAMETER);
+    absgd_report_of(stats, *lam, rule, *log_s, capped, reports);
     return ABSGD_OK;
 }
 
@@ -93,8 +115,7 @@ absgd_status absgd_accumulate(const absgd_stats *stats, const double *lam, const
     REQUIRE(stats && lam && rule && log_s && log_s_lam && accumulation && shrink,
             ABSGD_NULL_POINTER);
     REQUIRE(absgd_is_rule(rule), ABSGD_INVALID_HYPERPARAMETER);
-    *shrink = absgd_accumulate_batch(stats, *lam, rule->alpha, rule->s_init, *log_s, *log_s_lam,
-                                     accumulation);
+    *shrink = absgd_accumulate_batch(stats, *lam, rule, *log_s, *log_s_lam, accumulation);
     return ABSGD_OK;
 }
 
@@ -104,26 +125,18 @@ absgd_status absgd_settle(absgd_accumulation *accumulation, const double *lam,
     REQUIRE(accumulation && lam && rule && log_s && log_s_lam && factor, ABSGD_NULL_POINTER);
     REQUIRE(absgd_is_rule(rule) && divisor > 0.0 && isfinite(divisor),
             ABSGD_INVALID_HYPERPARAMETER);
-    *factor = absgd_settle_batch(accumulation, *lam, rule->gamma, rule->alpha, rule->s_init,
-                                 divisor, log_s, log_s_lam);
+    *factor = absgd_settle_batch(accumulation, *lam, rule, divisor, log_s, log_s_lam);
     return ABSGD_OK;
 }
 
-static int is_lam_rule(const absgd_lam_rule *rule) {
-    int is_target = rule->kind == ABSGD_LAM_EFFECTIVE_SAMPLES ? rule->target < 1.0
-                                                              : rule->kind == ABSGD_LAM_KL_RADIUS;
-    return is_target && rule->target > 0.0 && (rule->sign == 1.0 || rule->sign == -1.0) &&
-           rule->rate > 0.0 && rule->rate <= 1.0 && rule->low > 0.0 && rule->low < rule->high;
-}
-
-absgd_status absgd_lam_sums(absgd_dtype dtype, const void *losses, const uint8_t *mask, int64_t n,
-                            const absgd_lam_rule *rule, const absgd_lam_search *search,
-                            absgd_lam_row *row) {
+absgd_status absgd_lam_sums(absgd_dtype dtype, const void *losses, const uint8_t *mask,
+                            const void *weight, int64_t n, const absgd_lam_rule *rule,
+                            const absgd_lam_search *search, absgd_lam_row *row) {
     REQUIRE(absgd_is_dtype(dtype), ABSGD_INVALID_DTYPE);
     REQUIRE(n >= 0, ABSGD_INVALID_SIZE);
     REQUIRE(rule && search && row && (losses || n == 0), ABSGD_NULL_POINTER);
-    REQUIRE(is_lam_rule(rule), ABSGD_INVALID_HYPERPARAMETER);
-    CALL(absgd_lam_sums, dtype, losses, mask, n, rule->sign, search, row);
+    REQUIRE(absgd_is_lam_rule(rule), ABSGD_INVALID_HYPERPARAMETER);
+    CALL(absgd_lam_sums, dtype, losses, mask, weight, n, rule->sign, search, row);
     return ABSGD_OK;
 }
 
@@ -140,7 +153,7 @@ absgd_status absgd_lam_round(const absgd_lam_rule *rule, const absgd_lam_row *ro
                              absgd_lam_search *search) {
     REQUIRE(n_rows >= 0, ABSGD_INVALID_SIZE);
     REQUIRE(rule && search && (rows || n_rows == 0), ABSGD_NULL_POINTER);
-    REQUIRE(is_lam_rule(rule), ABSGD_INVALID_HYPERPARAMETER);
+    REQUIRE(absgd_is_lam_rule(rule), ABSGD_INVALID_HYPERPARAMETER);
     absgd_lam_row whole;
     absgd_lam_join(rows, n_rows, &whole);
     absgd_lam_advance(rule, whole, search);
@@ -150,7 +163,7 @@ absgd_status absgd_lam_round(const absgd_lam_rule *rule, const absgd_lam_row *ro
 absgd_status absgd_lam_update(const absgd_lam_rule *rule, const absgd_lam_search *search,
                               double *lam) {
     REQUIRE(rule && search && lam, ABSGD_NULL_POINTER);
-    REQUIRE(is_lam_rule(rule), ABSGD_INVALID_HYPERPARAMETER);
+    REQUIRE(absgd_is_lam_rule(rule), ABSGD_INVALID_HYPERPARAMETER);
     absgd_lam_follow(rule, search, lam);
     return ABSGD_OK;
 }

@@ -4,6 +4,16 @@
 #ifndef ABSGD_ISA_H
 #define ABSGD_ISA_H
 
+/* Defined as 1: one level, what the compiler's options ask for, on x86-64 as elsewhere (the
+ * fuzzers' and sanitizers' builds). */
+#ifndef ABSGD_ONE_LEVEL
+#if defined(__x86_64__)
+#define ABSGD_ONE_LEVEL 0
+#else
+#define ABSGD_ONE_LEVEL 1
+#endif
+#endif
+
 #define ABSGD_CONCAT_(a, b) a##_v##b
 #define ABSGD_CONCAT(a, b) ABSGD_CONCAT_(a, b)
 #define ABSGD_KERNEL(name) ABSGD_CONCAT(name, ABSGD_LEVEL)

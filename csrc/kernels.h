@@ -3,17 +3,19 @@
 #ifndef ABSGD_KERNELS_H
 #define ABSGD_KERNELS_H
 
-#include "absgd.h"
+#include "absgd_math.h"
+#include "isa.h"
 
 #define ABSGD_DECLARE(level)                                                                       \
     void absgd_batch_stats_v##level(absgd_dtype dtype, const void *losses, const uint8_t *mask,    \
-                                    int64_t n, double lam, absgd_stats *stats);                    \
+                                    const void *weight, int64_t n, double lam,                     \
+                                    absgd_stats *stats);                                           \
     void absgd_weights_v##level(absgd_dtype dtype, const void *losses, const uint8_t *mask,        \
-                                int64_t n, double lam, double log_s, const absgd_stats *stats,     \
-                                double factor, void *weights, void *coefficients);                 \
+                                const void *weight, int64_t n, double lam, absgd_weigher weigher,  \
+                                void *weights, void *coefficients, double *capped);                \
     void absgd_lam_sums_v##level(absgd_dtype dtype, const void *losses, const uint8_t *mask,       \
-                                 int64_t n, double sign, const absgd_lam_search *search,           \
-                                 absgd_lam_row *row);                                              \
+                                 const void *weight, int64_t n, double sign,                       \
+                                 const absgd_lam_search *search, absgd_lam_row *row);              \
     void absgd_sgd_step_v##level(absgd_dtype dtype, const absgd_tensor *tensors,                   \
                                  const absgd_sgd_options *options, int64_t begin, int64_t end);    \
     void absgd_softmax_loss_forward_v##level(absgd_dtype dtype, const absgd_softmax_loss *spec,    \
@@ -25,7 +27,7 @@
         const int64_t *target, const void *soft_target, const void *saved, const void *grad_loss,  \
         void *grad_logits, int64_t begin, int64_t end);
 
-#if defined(__x86_64__)
+#if !ABSGD_ONE_LEVEL
 ABSGD_DECLARE(2)
 ABSGD_DECLARE(3)
 ABSGD_DECLARE(4)

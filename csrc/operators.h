@@ -2,16 +2,18 @@
 #ifndef ABSGD_OPERATORS_H
 #define ABSGD_OPERATORS_H
 
+#include "register_batch.h"
 #include "register_softmax_loss.h"
 
 #include <tuple>
 
 namespace absgd {
 
-/* register.cpp */
-Tensor weigh(const Tensor &losses, std::optional<Tensor> mask, std::optional<Tensor> rows,
-             const Tensor &lam, const Tensor &log_s, const Tensor &log_s_lam, const Tensor &reports,
-             double gamma, double alpha, double s_init, double factor);
+/* register.cpp: a batch's weights and coefficients, [2, losses.shape], after log_s has taken it in;
+ * λ moved to what its rule asks of a batch */
+Tensor weigh(const Losses &batch, const std::optional<Tensor> &rows, const RuleState &state,
+             const absgd_rule &rule, double factor);
+void follow_lam(const Losses &batch, const Tensor &lam_rule, double *lam);
 
 /* register_losses.cpp: the losses and what backward wants of them; the logits' gradient */
 std::tuple<Tensor, Tensor> forward(const SoftmaxLoss &call);

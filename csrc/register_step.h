@@ -1,61 +1,222 @@
-/* The tensors of a momentum step, on any device, as absgd_sgd_step takes them. */
+/* The arguments of the step operators as the dispatcher hands them over, and their tensors as
+ * absgd_sgd_step takes them, on any device. Taken off the stack by hand: TORCH_BOX makes three
+ * allocations of each tensor, which for a small model take longer than the step. */
 #ifndef ABSGD_REGISTER_STEP_H
 #define ABSGD_REGISTER_STEP_H
 
 #include "register.h"
 
 #include <algorithm>
+#include <memory>
+#include <mutex>
+#include <unordered_map>
 #include <utility>
 
 namespace absgd {
 
-/* Whether elements lie in memory without gaps or overlaps, in whatever order of dimensions. */
-inline bool is_dense(const Tensor &t) {
-    if (t.is_contiguous()) return true;
-    std::vector<std::pair<int64_t, int64_t>> dims; /* stride, size */
-    for (int64_t d = 0; d < t.dim(); d++) {
-        if (t.size(d) != 1) dims.emplace_back(t.stride(d), t.size(d));
+/* A list of tensors, owned. */
+class TensorList {
+  public:
+    explicit TensorList(StableIValue boxed) {
+        auto list = torch::stable::detail::to<StableListHandle>(boxed);
+        size_t n = 0;
+        torch_list_size(list, &n);
+        handles_.reserve(n);
+        for (size_t i = 0; i < n; i++) {
+            StableIValue item;
+            torch_list_get_item(list, i, &item);
+            handles_.push_back(torch::stable::detail::to<AtenTensorHandle>(item));
+        }
+        torch_delete_list(list);
     }
-    std::sort(dims.begin(), dims.end());
-    int64_t expected = 1;
-    for (auto [stride, size] : dims) {
-        if (stride != expected) return false;
-        expected *= size;
+    TensorList(TensorList &&other) : handles_(std::move(other.handles_)) {}
+    ~TensorList() {
+        for (AtenTensorHandle handle : handles_) aoti_torch_delete_tensor_object(handle);
     }
-    return true;
+
+    size_t size() const { return handles_.size(); }
+    AtenTensorHandle operator[](size_t i) const { return handles_[i]; }
+
+  private:
+    std::vector<AtenTensorHandle> handles_;
+};
+
+/* What a step writes; momenta may be empty. */
+struct StepRecord {
+    TensorList params, momenta;
+
+    StepRecord(StableIValue params, StableIValue momenta) : params(params), momenta(momenta) {}
+};
+
+/* Lists that outlive a call, so that a step need not hand them over again. A record holds the
+ * tensors, not what they were like. Ids are never used twice. */
+class StepRecords {
+  public:
+    static StepRecords &here() {
+        static StepRecords *records = new StepRecords; /* tensors may not be freed after torch */
+        return *records;
+    }
+
+    int64_t add(std::shared_ptr<const StepRecord> record) {
+        const std::lock_guard<std::mutex> lock(mutex_);
+        records_[++last_] = std::move(record);
+        return last_;
+    }
+
+    std::shared_ptr<const StepRecord> find(int64_t id) {
+        const std::lock_guard<std::mutex> lock(mutex_);
+        const auto found = records_.find(id);
+        STD_TORCH_CHECK(found != records_.end(), "no step record has the id ", id);
+        return found->second;
+    }
+
+    void forget(int64_t id) {
+        std::shared_ptr<const StepRecord> record; /* freed when the lock is open again */
+        const std::lock_guard<std::mutex> lock(mutex_);
+        const auto found = records_.find(id);
+        if (found == records_.end()) return;
+        record = std::move(found->second);
+        records_.erase(found);
+    }
+
+  private:
+    std::mutex mutex_;
+    std::unordered_map<int64_t, std::shared_ptr<const StepRecord>> records_;
+    int64_t last_ = 0;
+};
+
+struct StepArguments {
+    TensorList grads;
+    bool fresh;
+    double lr;
+    std::optional<Tensor> lr_tensor;
+    double momentum, dampening, weight_decay;
+    bool nesterov, maximize, polyak;
+    std::optional<Tensor> grad_scale, found_inf;
+    std::shared_ptr<const StepRecord> written;
+
+    /* sgd_step_(params, grads, momenta, fresh, rest …) */
+    static StepArguments of_lists(StableIValue *stack) {
+        auto written = std::make_shared<const StepRecord>(stack[0], stack[2]);
+        StepArguments a(stack[1], to<bool>(stack[3]), stack + 4);
+        a.written = std::move(written);
+        return a;
+    }
+
+    /* sgd_step_recorded(record, grads, rest …) */
+    static StepArguments of_record(StableIValue *stack) {
+        StepArguments a(stack[1], false, stack + 2);
+        a.written = StepRecords::here().find(to<int64_t>(stack[0]));
+        return a;
+    }
+
+  private:
+    StepArguments(StableIValue grads, bool fresh, StableIValue *rest)
+        : grads(grads), fresh(fresh), lr(to<double>(rest[0])),
+          lr_tensor(to<std::optional<Tensor>>(rest[1])), momentum(to<double>(rest[2])),
+          dampening(to<double>(rest[3])), weight_decay(to<double>(rest[4])),
+          nesterov(to<bool>(rest[5])), maximize(to<bool>(rest[6])), polyak(to<bool>(rest[7])),
+          grad_scale(to<std::optional<Tensor>>(rest[8])),
+          found_inf(to<std::optional<Tensor>>(rest[9])) {}
+
+    template <class T> static T to(StableIValue value) {
+        return torch::stable::detail::to<T>(value);
+    }
+};
+
+/* sgd_record(params, momenta) -> int and sgd_forget(record), the same on every device */
+inline void sgd_record(StableIValue *stack, uint64_t, uint64_t) {
+    auto record = std::make_shared<const StepRecord>(stack[0], stack[1]);
+    stack[0] = torch::stable::detail::from(StepRecords::here().add(std::move(record)));
 }
 
-inline bool same_layout(const Tensor &a, const Tensor &b) {
-    if (a.is_contiguous() && b.is_contiguous()) return true;
-    for (int64_t d = 0; d < a.dim(); d++) {
-        if (a.size(d) != 1 && a.stride(d) != b.stride(d)) return false;
-    }
-    return true;
+inline void sgd_forget(StableIValue *stack, uint64_t, uint64_t) {
+    StepRecords::here().forget(torch::stable::detail::to<int64_t>(stack[0]));
 }
 
-/* Lists of tensors by dtype. Those that are not dense, or not laid out alike, are copied, and what
- * the step has written is copied back by write_back(). */
+/* What the step has to know of a tensor, read anew at each step. */
+struct TensorFacts {
+    int32_t dtype, device_type, device_index;
+    int64_t dim, numel;
+    int64_t *sizes, *strides;
+    bool is_contiguous;
+
+    explicit TensorFacts(AtenTensorHandle t) {
+        TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(t, &dtype));
+        TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(t, &device_type));
+        TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(t, &device_index));
+        TORCH_ERROR_CODE_CHECK(aoti_torch_get_dim(t, &dim));
+        TORCH_ERROR_CODE_CHECK(aoti_torch_get_numel(t, &numel));
+        TORCH_ERROR_CODE_CHECK(aoti_torch_get_sizes(t, &sizes));
+        TORCH_ERROR_CODE_CHECK(aoti_torch_get_strides(t, &strides));
+        TORCH_ERROR_CODE_CHECK(aoti_torch_is_contiguous(t, &is_contiguous));
+    }
+
+    bool same_place(const TensorFacts &o) const {
+        return device_type == o.device_type && device_index == o.device_index;
+    }
+
+    bool like(const TensorFacts &o) const {
+        return dtype == o.dtype && same_place(o) && dim == o.dim &&
+               std::equal(sizes, sizes + dim, o.sizes);
+    }
+
+    bool same_layout(const TensorFacts &o) const {
+        if (is_contiguous && o.is_contiguous) return true;
+        for (int64_t d = 0; d < dim; d++) {
+            if (sizes[d] != 1 && strides[d] != o.strides[d]) return false;
+        }
+        return true;
+    }
+
+    /* Whether elements lie in memory without gaps or overlaps, in whatever order of dimensions. */
+    bool is_dense() const {
+        if (is_contiguous) return true;
+        std::vector<std::pair<int64_t, int64_t>> dims; /* stride, size */
+        for (int64_t d = 0; d < dim; d++) {
+            if (sizes[d] != 1) dims.emplace_back(strides[d], sizes[d]);
+        }
+        std::sort(dims.begin(), dims.end());
+        int64_t expected = 1;
+        for (auto [stride, size] : dims) {
+            if (stride != expected) return false;
+            expected *= size;
+        }
+        return true;
+    }
+};
+
+/* The tensors of a step by dtype. Those that are not dense, or not laid out alike, are copied, and
+ * what the step has written is copied back by write_back(). */
 class StepTensors {
   public:
     std::vector<absgd_tensor> of[4]; /* absgd_dtype */
 
-    StepTensors(const std::vector<Tensor> &params, const std::vector<Tensor> &grads,
-                const std::vector<Tensor> &momenta, bool fresh) {
-        STD_TORCH_CHECK(grads.size() == params.size() &&
-                            (momenta.empty() || momenta.size() == params.size()),
+    explicit StepTensors(const StepArguments &a) {
+        const TensorList &params = a.written->params, &momenta = a.written->momenta;
+        const size_t n = params.size();
+        STD_TORCH_CHECK(a.grads.size() == n && (momenta.size() == 0 || momenta.size() == n),
                         "params, grads and momenta must have one length (momenta may be empty), ",
-                        "got ", params.size(), ", ", grads.size(), " and ", momenta.size());
-        for (size_t i = 0; i < params.size(); i++) {
-            const Tensor &w = params[i], &g = grads[i];
-            const Tensor *v = momenta.empty() ? nullptr : &momenta[i];
-            STD_TORCH_CHECK(same_device(w, params[0]), "params[", i,
+                        "got ", n, ", ", a.grads.size(), " and ", momenta.size());
+        if (n == 0) return;
+        of[dtype_of(TensorFacts(params[0]), 0)].reserve(n);
+        const TensorFacts first(params[0]);
+        for (size_t i = 0; i < n; i++) {
+            const TensorFacts w(params[i]), g(a.grads[i]);
+            STD_TORCH_CHECK(w.same_place(first), "params[", i,
                             "] must be on the device of params[0]");
             check_alike(g, w, i, "grads");
-            if (v) check_alike(*v, w, i, "momenta");
-            const bool as_is = is_dense(w) && same_layout(g, w) && (!v || same_layout(*v, w));
-            of[dtype_of(w, "params")].push_back({dense(w, as_is, true), dense(g, as_is, false),
-                                                 v ? dense(*v, as_is, true) : nullptr, w.numel(),
-                                                 fresh});
+            bool as_is = w.is_dense() && g.same_layout(w);
+            void *velocity = nullptr;
+            if (momenta.size() != 0) {
+                const TensorFacts v(momenta[i]);
+                check_alike(v, w, i, "momenta");
+                as_is = as_is && v.same_layout(w);
+                velocity = memory(momenta[i], v, as_is, true);
+            }
+            void *param = memory(params[i], w, as_is, true);
+            void *grad = memory(a.grads[i], g, as_is, false);
+            of[dtype_of(w, i)].push_back({param, grad, velocity, w.numel, a.fresh});
         }
     }
 
@@ -64,33 +225,79 @@ class StepTensors {
     }
 
   private:
-    static void check_alike(const Tensor &t, const Tensor &param, size_t i, const char *name) {
-        const auto sizes = t.sizes(), wanted = param.sizes();
-        STD_TORCH_CHECK(t.scalar_type() == param.scalar_type() && same_device(t, param) &&
-                            std::equal(sizes.begin(), sizes.end(), wanted.begin(), wanted.end()),
-                        name, "[", i, "] must have the dtype, shape and device of params[", i, "]");
+    static absgd_dtype dtype_of(const TensorFacts &t, size_t i) {
+        if (t.dtype == aoti_torch_dtype_float32()) return ABSGD_FLOAT32;
+        if (t.dtype == aoti_torch_dtype_float64()) return ABSGD_FLOAT64;
+        if (t.dtype == aoti_torch_dtype_float16()) return ABSGD_FLOAT16;
+        STD_TORCH_CHECK(t.dtype == aoti_torch_dtype_bfloat16(), "params[", i,
+                        "] must be float32, float64, float16 or bfloat16");
+        return ABSGD_BFLOAT16;
     }
 
-    void *dense(const Tensor &t, bool as_is, bool written) {
-        if (as_is) return t.mutable_data_ptr();
-        copies_.push_back(as_contiguous(t));
-        if (copies_.back().mutable_data_ptr() == t.mutable_data_ptr()) return t.mutable_data_ptr();
-        if (written) written_.emplace_back(t, copies_.back());
+    static void check_alike(const TensorFacts &t, const TensorFacts &param, size_t i,
+                            const char *name) {
+        STD_TORCH_CHECK(t.like(param), name, "[", i,
+                        "] must have the dtype, shape and device of params[", i, "]");
+    }
+
+    void *memory(AtenTensorHandle t, const TensorFacts &facts, bool as_is, bool written) {
+        void *data = nullptr;
+        if (as_is || facts.is_contiguous) {
+            check_storage(t, facts);
+            TORCH_ERROR_CODE_CHECK(torch_get_mutable_data_ptr(t, &data));
+            return data;
+        }
+        AtenTensorHandle shared;
+        TORCH_ERROR_CODE_CHECK(aoti_torch_new_tensor_handle(t, &shared));
+        const Tensor original(shared);
+        copies_.push_back(torch::stable::contiguous(original));
+        if (written) written_.emplace_back(original, copies_.back());
         return copies_.back().mutable_data_ptr();
+    }
+
+    /* A storage may be smaller than its tensors say: resize_() of a storage does not look at them.
+     */
+    static void check_storage(AtenTensorHandle t, const TensorFacts &facts) {
+        int64_t bytes, offset;
+        TORCH_ERROR_CODE_CHECK(aoti_torch_get_storage_size(t, &bytes));
+        TORCH_ERROR_CODE_CHECK(aoti_torch_get_storage_offset(t, &offset));
+        const int64_t size = static_cast<int64_t>(aoti_torch_dtype_element_size(facts.dtype));
+        STD_TORCH_CHECK(facts.numel == 0 || bytes / size - offset >= facts.numel, "a tensor of ",
+                        facts.numel, " elements has a storage of ", bytes, " bytes");
     }
 
     std::vector<Tensor> copies_;
     std::vector<std::pair<Tensor, Tensor>> written_;
 };
 
-/* A table as Python keeps it between steps: in host memory, [n, 5] int64, each row an
- * absgd_tensor. */
-inline const absgd_tensor *step_table(const Tensor &table) {
-    STD_TORCH_CHECK(table.scalar_type() == ScalarType::Long && table.is_contiguous() &&
-                        table.dim() == 2 && table.size(1) * 8 == sizeof(absgd_tensor) &&
-                        table.is_cpu(),
-                    "table must be a contiguous int64 tensor of shape [n, 5] on the CPU");
-    return static_cast<const absgd_tensor *>(table.data_ptr());
+/* Memory is written by one thread, and read by none but it. */
+inline void check_overlap(const std::vector<absgd_tensor> &tensors, int64_t element_size) {
+    using Span = std::pair<const char *, const char *>;
+    std::vector<Span> written;
+    written.reserve(2 * tensors.size());
+    const auto span = [&](const void *data, int64_t n) {
+        const char *begin = static_cast<const char *>(data);
+        return Span(begin, begin + n * element_size);
+    };
+    for (const absgd_tensor &t : tensors) {
+        if (t.numel == 0) continue;
+        written.push_back(span(t.param, t.numel));
+        if (t.momentum) written.push_back(span(t.momentum, t.numel));
+    }
+    std::sort(written.begin(), written.end());
+    for (size_t i = 1; i < written.size(); i++) {
+        STD_TORCH_CHECK(written[i - 1].second <= written[i].first,
+                        "params and momenta must not share memory");
+    }
+    for (const absgd_tensor &t : tensors) {
+        if (t.numel == 0) continue;
+        const Span grad = span(t.grad, t.numel);
+        const auto after =
+            std::lower_bound(written.begin(), written.end(), grad.second,
+                             [](const Span &s, const char *end) { return s.first < end; });
+        STD_TORCH_CHECK(after == written.begin() || std::prev(after)->second <= grad.first,
+                        "grads must not share memory with params or momenta");
+    }
 }
 
 } // namespace absgd

@@ -4,48 +4,102 @@
 #include "operators.h"
 
 #include <algorithm>
+#include <type_traits>
 
 namespace absgd {
 namespace {
 
-/* Which targets count; none if all do. */
-std::optional<Tensor> counted(const Tensor &target, const Tensor &losses, int64_t ignore_index) {
-    if (target.scalar_type() != ScalarType::Long) return std::nullopt;
-    const Tensor dense = as_contiguous(target);
-    const int64_t *y = static_cast<const int64_t *>(dense.const_data_ptr());
-    const int64_t n = dense.numel();
-    if (std::find(y, y + n, ignore_index) == y + n) return std::nullopt;
-    Tensor mask = new_empty(losses, losses.sizes(), ScalarType::Bool);
-    bool *counts = static_cast<bool *>(mask.mutable_data_ptr());
-    std::transform(y, y + n, counts, [=](int64_t c) { return c != ignore_index; });
-    return mask;
+/* Which samples count: those of the mask whose target is not ignored. None if all do. */
+std::optional<Tensor> counted(const SoftmaxLoss &call, const Losses &batch) {
+    const int64_t *y = call.classes_of();
+    const int64_t n = call.spec.samples, ignored = call.spec.ignore_index;
+    if (!y || std::find(y, y + n, ignored) == y + n) return batch.mask;
+    Tensor counts = new_empty(batch.values, batch.values.sizes(), ScalarType::Bool);
+    auto *out = static_cast<uint8_t *>(counts.mutable_data_ptr());
+    const uint8_t *mask = batch.mask_at(0);
+    for (int64_t i = 0; i < n; i++) out[i] = y[i] != ignored && (!mask || mask[i]);
+    return counts;
 }
 
-/* Σ coefficients_i L_i, in double, in order; an ignored sample has loss 0 and coefficient 0. */
-template <class T> void dot(const void *coefficients, const Tensor &losses, const Tensor &total) {
-    const T *c = static_cast<const T *>(coefficients);
-    const T *loss = static_cast<const T *>(losses.const_data_ptr());
+/* Multiplies each sample's weight by its class's: class_weight[y], or Σ_c class_weight_c q_c. */
+template <class T>
+void multiply_by_class_weight(const SoftmaxLoss &call, const T *class_weight, T *weight) {
+    const int64_t *y = call.classes_of();
+    const T *q = static_cast<const T *>(call.soft_target());
+    const int64_t classes = call.spec.classes, inner = call.spec.inner;
+    for (int64_t i = 0; i < call.spec.samples; i++) {
+        if (y) {
+            if (y[i] != call.spec.ignore_index) weight[i] *= class_weight[y[i]];
+            continue;
+        }
+        const T *first = q + (i / inner) * classes * inner + i % inner;
+        double sum = 0.0;
+        for (int64_t c = 0; c < classes; c++) {
+            sum += static_cast<double>(class_weight[c]) * first[c * inner];
+        }
+        weight[i] *= static_cast<T>(sum);
+    }
+}
+
+/* The base measure: of samples times of classes; none if neither is given. */
+std::optional<Tensor> base_measure(const SoftmaxLoss &call, const Losses &batch,
+                                   const std::optional<Tensor> &class_weight) {
+    if (!class_weight) return batch.weight;
+    const ScalarType type = arithmetic_type(call.dtype);
+    STD_TORCH_CHECK(class_weight->dim() == 1 && class_weight->numel() == call.spec.classes &&
+                        class_weight->scalar_type() == type &&
+                        same_device(*class_weight, call.logits),
+                    "class_weight must be ", call.spec.classes, " value(s) of ", name_of(type),
+                    " on the logits' device, got ", class_weight->numel(), " of ",
+                    name_of(class_weight->scalar_type()));
+    const Tensor of_classes = as_contiguous(*class_weight);
+    Tensor weight = new_empty(batch.values, batch.values.sizes(), type);
+    const auto multiply = [&](auto *out) {
+        using T = std::remove_pointer_t<decltype(out)>;
+        const T *given = static_cast<const T *>(batch.weight_at(0));
+        for (int64_t i = 0; i < batch.n; i++) out[i] = given ? given[i] : T(1);
+        multiply_by_class_weight(call, static_cast<const T *>(of_classes.const_data_ptr()), out);
+    };
+    void *out = weight.mutable_data_ptr();
+    type == ScalarType::Double ? multiply(static_cast<double *>(out))
+                               : multiply(static_cast<float *>(out));
+    return weight;
+}
+
+/* Σ coefficients_i L_i over the samples that count, in double, in order. */
+template <class T> void dot(const void *coefficients, const Losses &batch, const Tensor &total) {
+    const T *c = static_cast<const T *>(coefficients), *loss = static_cast<const T *>(batch.at(0));
+    const uint8_t *mask = batch.mask_at(0);
     double sum = 0.0;
-    for (int64_t i = 0; i < losses.numel(); i++) sum += static_cast<double>(c[i]) * loss[i];
+    for (int64_t i = 0; i < batch.n; i++) {
+        if (!mask || mask[i]) sum += static_cast<double>(c[i]) * loss[i];
+    }
     *static_cast<T *>(total.mutable_data_ptr()) = static_cast<T>(sum);
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor>
-weighted_softmax_loss(const Tensor &logits, const Tensor &target,
-                      const std::optional<Tensor> &weight, const std::optional<Tensor> &margin,
-                      const std::optional<Tensor> &offset, double scale, double focal_gamma,
-                      double label_smoothing, int64_t ignore_index, const Tensor &lam,
-                      const Tensor &log_s, const Tensor &log_s_lam, const Tensor &reports,
-                      double gamma, double alpha, double s_init) {
+std::tuple<Tensor, Tensor, Tensor, Tensor> weighted_softmax_loss(
+    const Tensor &logits, const Tensor &target, const std::optional<Tensor> &weight,
+    const std::optional<Tensor> &margin, const std::optional<Tensor> &offset, double scale,
+    double focal_gamma, double label_smoothing, int64_t ignore_index,
+    const std::optional<Tensor> &mask, const std::optional<Tensor> &base_weight,
+    const std::optional<Tensor> &class_weight, const std::optional<Tensor> &lam_rule,
+    const Tensor &lam, const Tensor &log_s, const Tensor &log_s_lam, const Tensor &reports,
+    double gamma, double alpha, double s_init, double max_weight, bool keep_loss, bool bounded) {
     const SoftmaxLoss call(logits, target, weight, margin, offset, scale, focal_gamma,
                            label_smoothing, ignore_index);
+    const RuleState state(lam, log_s, log_s_lam, reports);
+    const absgd_rule rule = rule_of(gamma, alpha, s_init, max_weight, keep_loss, bounded,
+                                    "absgd::weighted_softmax_loss");
     auto [losses, saved] = forward(call);
-    const Tensor weights = weigh(losses, counted(target, losses, ignore_index), std::nullopt, lam,
-                                 log_s, log_s_lam, reports, gamma, alpha, s_init, 1.0);
+    Losses batch(losses, mask, base_weight);
+    batch.weight = base_measure(call, batch, class_weight);
+    batch.mask = counted(call, batch);
+    if (lam_rule) follow_lam(batch, *lam_rule, state.lam);
+    const Tensor weights = weigh(batch, std::nullopt, state, rule, 1.0);
     const void *coefficients = static_cast<const char *>(weights.const_data_ptr()) +
                                losses.numel() * losses.element_size();
     Tensor total = new_empty(losses, {}, losses.scalar_type());
-    (call.dtype == ABSGD_FLOAT64 ? dot<double> : dot<float>)(coefficients, losses, total);
+    (call.dtype == ABSGD_FLOAT64 ? dot<double> : dot<float>)(coefficients, batch, total);
     return {total, losses, weights, backward(call, coefficients, saved)};
 }
 
@@ -56,8 +110,10 @@ STABLE_TORCH_LIBRARY_FRAGMENT(absgd, m) {
     m.def("weighted_softmax_loss("
           "Tensor logits, Tensor target, Tensor? weight, Tensor? margin, Tensor? offset, "
           "float scale, float focal_gamma, float label_smoothing, int ignore_index, "
-          "Tensor lam, Tensor(a!) log_s, Tensor(b!) log_s_lam, Tensor(c!) reports, "
-          "float gamma, float alpha, float s_init) "
+          "Tensor? mask, Tensor? base_weight, Tensor? class_weight, Tensor? lam_rule, "
+          "Tensor(a!) lam, Tensor(b!) log_s, Tensor(c!) log_s_lam, Tensor(d!) reports, "
+          "float gamma, float alpha, float s_init, "
+          "float max_weight, bool keep_loss, bool bounded) "
           "-> (Tensor total, Tensor losses, Tensor weights, Tensor grad)");
 }
 

@@ -240,19 +240,19 @@ struct StepHyperparameters {
     }
 };
 
-void sgd_step_(const std::vector<Tensor> &params, const std::vector<Tensor> &grads,
-               const std::vector<Tensor> &momenta, bool fresh, double lr,
-               std::optional<Tensor> lr_tensor, double momentum, double dampening,
-               double weight_decay, bool nesterov, bool maximize, bool polyak,
-               std::optional<Tensor> grad_scale, std::optional<Tensor> found_inf) {
-    if (params.empty()) return;
-    const OnDeviceOf device(params[0]);
+void step(const StepArguments &a) {
+    StepTensors tensors(a);
+    if (a.written->params.size() == 0) return;
+    AtenTensorHandle handle;
+    TORCH_ERROR_CODE_CHECK(aoti_torch_new_tensor_handle(a.written->params[0], &handle));
+    const Tensor first(handle);
+    STD_TORCH_CHECK(first.is_cuda(), "params must be on a CUDA device");
+    const OnDeviceOf device(first);
     const StepHyperparameters hyper = {
-        {lr, momentum, dampening, weight_decay, 1.0, nesterov, maximize, polyak},
-        device.doubles_or_null(lr_tensor, "lr_tensor"),
-        device.doubles_or_null(grad_scale, "grad_scale"),
-        device.doubles_or_null(found_inf, "found_inf")};
-    StepTensors tensors(params, grads, momenta, fresh);
+        {a.lr, a.momentum, a.dampening, a.weight_decay, 1.0, a.nesterov, a.maximize, a.polyak},
+        device.doubles_or_null(a.lr_tensor, "lr_tensor"),
+        device.doubles_or_null(a.grad_scale, "grad_scale"),
+        device.doubles_or_null(a.found_inf, "found_inf")};
     for (int dtype = ABSGD_FLOAT32; dtype <= ABSGD_BFLOAT16; dtype++) {
         const std::vector<absgd_tensor> &list = tensors.of[dtype];
         hyper.step(static_cast<absgd_dtype>(dtype), list.data(), list.size(), device.stream());
@@ -260,17 +260,10 @@ void sgd_step_(const std::vector<Tensor> &params, const std::vector<Tensor> &gra
     tensors.write_back();
 }
 
-void sgd_step_table(const Tensor &table, const Tensor &anchor, double lr,
-                    std::optional<Tensor> lr_tensor, double momentum, double dampening,
-                    double weight_decay, bool nesterov, bool maximize, bool polyak,
-                    std::optional<Tensor> grad_scale, std::optional<Tensor> found_inf) {
-    const OnDeviceOf device(anchor);
-    const StepHyperparameters hyper = {
-        {lr, momentum, dampening, weight_decay, 1.0, nesterov, maximize, polyak},
-        device.doubles_or_null(lr_tensor, "lr_tensor"),
-        device.doubles_or_null(grad_scale, "grad_scale"),
-        device.doubles_or_null(found_inf, "found_inf")};
-    hyper.step(dtype_of(anchor, "params"), step_table(table), table.size(0), device.stream());
+void sgd_step_(StableIValue *stack, uint64_t, uint64_t) { step(StepArguments::of_lists(stack)); }
+
+void sgd_step_recorded(StableIValue *stack, uint64_t, uint64_t) {
+    step(StepArguments::of_record(stack));
 }
 
 /* ---- per-sample softmax losses ---- */
@@ -373,8 +366,10 @@ STABLE_TORCH_LIBRARY_IMPL(absgd, CUDA, m) {
     m.impl("lam_sums", TORCH_BOX(&absgd::lam_sums));
     m.impl("lam_round", TORCH_BOX(&absgd::lam_round));
     m.impl("lam_update", TORCH_BOX(&absgd::lam_update));
-    m.impl("sgd_step_", TORCH_BOX(&absgd::sgd_step_));
-    m.impl("sgd_step_table", TORCH_BOX(&absgd::sgd_step_table));
+    m.impl("sgd_step_", &absgd::sgd_step_);
+    m.impl("sgd_record", &absgd::sgd_record);
+    m.impl("sgd_step_recorded", &absgd::sgd_step_recorded);
+    m.impl("sgd_forget", &absgd::sgd_forget);
     m.impl("softmax_loss", TORCH_BOX(&absgd::softmax_loss));
     m.impl("softmax_loss_backward", TORCH_BOX(&absgd::softmax_loss_backward));
     m.impl("weighted_softmax_loss", TORCH_BOX(&absgd::weighted_softmax_loss));

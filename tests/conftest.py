@@ -1,5 +1,4 @@
-"""What every test shares: one thread, a fixed seed, a statistics' warning that was not yet shown,
-and no data test skipped unnoticed."""
+"""What every test shares: one thread, a fixed seed, and no data test skipped unnoticed."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -7,17 +6,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from torch_absgd.stats import Stats
-
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
 @pytest.fixture(autouse=True)
-def _reproducible(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def _reproducible() -> Iterator[None]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    monkeypatch.setattr(Stats, "_has_warned", False)
     yield
     torch.set_num_threads(threads)
 

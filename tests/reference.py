@@ -14,10 +14,12 @@ INPUTS, HIDDEN, CLASSES = 5, 6, 3
 SIZE = (INPUTS + 1) * HIDDEN + (HIDDEN + 1) * CLASSES  # of the small model's parameter vector
 
 
-def log_mean_exp(z: list[float]) -> float:
-    """log of the mean of exp(z)."""
-    largest = max(z)
-    return largest + math.log(math.fsum(math.exp(v - largest) for v in z) / len(z))
+def log_mean_exp(z: list[float], weight: list[float] | None = None) -> float:
+    """log of the mean of exp(z), under a base measure where one is given."""
+    weight = [1.0] * len(z) if weight is None else weight
+    largest = max(v for v, w in zip(z, weight, strict=True) if w > 0)
+    sums = math.fsum(w * math.exp(v - largest) for v, w in zip(z, weight, strict=True) if w > 0)
+    return largest + math.log(sums / math.fsum(weight))
 
 
 @dataclass
@@ -35,25 +37,44 @@ class Algorithm1:
     polyak: bool = False
     log_s: float = math.nan
     buffer: Tensor | None = None
-    p: list[float] = field(default_factory=list)
+    max_weight: float = math.inf
+    keep_loss: bool = False
+    p: list[float] = field(default_factory=list)  # of the last batch, before guards
+    weights: list[float] = field(default_factory=list)  # and after
+    kappa: float = 1.0
 
     def __post_init__(self) -> None:
         if self.s_init is not None:
             self.log_s = math.log(self.s_init) if self.s_init > 0 else -math.inf
 
-    def weigh(self, losses: list[float]) -> float:
-        """Lines 1 to 4: takes the batch into log_s, sets p, and returns (1/B) Σ p_i L_i."""
+    def weigh(self, losses: list[float], weight: list[float] | None = None) -> float:
+        """Lines 1 to 4: takes the batch into log_s, sets p, and returns (1/B) Σ w_i p_i L_i."""
+        weight = [1.0] * len(losses) if weight is None else weight
         if math.isinf(self.lam):
-            self.p = [1.0] * len(losses)
+            self.p = [1.0 if w > 0 else 0.0 for w in weight]
         else:
-            batch = math.log(self.alpha) + log_mean_exp([v / self.lam for v in losses])
+            z = [v / self.lam for v in losses]
+            batch = math.log(self.alpha) + log_mean_exp(z, weight)
             if math.isnan(self.log_s):
                 self.log_s = batch
             else:
                 old = math.exp(self.log_s - batch) if self.gamma < 1 else 0.0
                 self.log_s = batch + math.log((1 - self.gamma) * old + self.gamma)
-            self.p = [math.exp(v / self.lam - self.log_s) for v in losses]
-        return math.fsum(p * v for p, v in zip(self.p, losses, strict=True)) / len(losses)
+            if self.keep_loss or self.max_weight < math.inf:  # s is bounded by the batch's own
+                self.log_s = min(self.log_s, batch - math.log(self.gamma))
+            self.p = [
+                math.exp(v - self.log_s) if w > 0 else 0.0 for v, w in zip(z, weight, strict=True)
+            ]
+        return self._guarded(losses, weight)
+
+    def _guarded(self, losses: list[float], weight: list[float]) -> float:
+        plain = math.fsum(w * abs(v) for w, v in zip(weight, losses, strict=True))
+        weighted = math.fsum(w * p * abs(v) for w, p, v in zip(weight, self.p, losses, strict=True))
+        self.kappa = min(1.0, plain / weighted) if self.keep_loss and weighted > 0 else 1.0
+        cap = math.inf if math.isinf(self.lam) else self.max_weight
+        self.weights = [min(self.kappa * p, cap) for p in self.p]
+        terms = zip(weight, self.weights, losses, strict=True)
+        return math.fsum(w * p * v for w, p, v in terms) / len(losses)
 
     def move(self, gradient: Tensor) -> None:
         """Line 5, with r(w) = ½‖w‖²: v ← βv + g, w ← w − ηv, or the paper's Equation 2."""

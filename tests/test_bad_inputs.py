@@ -128,7 +128,11 @@ RULE: Rows = [
     ({"process_group": "all"}, ValueError, "Invalid process_group value: 'all' .*'local'"),
 ]
 FORM: Rows = [
-    ({"momentum_form": "nag"}, ValueError, r"Invalid momentum_form value: 'nag' \(must be 'torch'"),
+    (
+        {"momentum_form": "nag"},
+        ValueError,
+        r"Invalid momentum_form value: 'nag' \(must be one of",
+    ),
     ({"momentum_form": 1}, ValueError, "Invalid momentum_form value: 1"),
 ]
 
@@ -322,6 +326,6 @@ def test_a_step_that_cannot_be_taken_changes_nothing(form: str) -> None:
     (key,) = opt.state[q]
     opt.state[q][key] = torch.ones(4)
     before = everything(opt)
-    with pytest.raises(RuntimeError, match=r"momenta\[1\] must have the dtype, shape and device"):
+    with pytest.raises(RuntimeError, match=r"momenta\[1\] must have the .*shape"):
         opt.step()
     assert equal(everything(opt), before)

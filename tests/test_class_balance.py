@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, Dataset, TensorDataset
+from torch.utils.data import (
+    ConcatDataset,
+    DataLoader,
+    Dataset,
+    Subset,
+    TensorDataset,
+    random_split,
+)
 
 import torch_absgd as ta
 
@@ -49,12 +57,58 @@ def test_weights_at_the_ends_of_beta() -> None:
     assert nearly_one.tolist() == pytest.approx([2 / 11, 20 / 11], rel=1e-6)
 
 
-@pytest.mark.parametrize("convert", [list, tuple, np.array, torch.tensor])
-def test_counts_may_be_any_sequence(convert: Any) -> None:
-    counts = [7, 5, 3]
+def by_frequency(counts: list[int]) -> Any:
+    pandas = pytest.importorskip("pandas")
+    labels = pandas.Series([c for c, n in enumerate(counts) for _ in range(n)])
+    return labels.value_counts()
+
+
+@pytest.mark.parametrize(
+    "convert",
+    [
+        list,
+        tuple,
+        iter,
+        np.array,
+        torch.tensor,
+        by_frequency,
+        lambda counts: [torch.tensor(n) for n in counts],
+        lambda counts: np.array(counts[::-1])[::-1],
+        lambda counts: np.array(counts, dtype=">i4"),
+        lambda counts: np.array(counts, dtype=">f8"),
+        lambda counts: np.array(counts, dtype=object),
+        lambda counts: np.array(counts, dtype=np.float16),
+        lambda counts: dict(reversed(list(enumerate(counts)))),
+        lambda counts: dict(enumerate(counts)).values(),
+        lambda counts: Counter({np.int64(c): n for c, n in enumerate(counts)}),
+    ],
+)
+def test_counts_are_taken_by_class_or_in_order(convert: Any) -> None:
+    counts = [3, 7, 5]
     expected = ta.class_balanced_weights(counts)
     assert torch.equal(ta.class_balanced_weights(convert(counts)), expected)
     assert torch.equal(ta.PerSampleLDAM(convert(counts)).margin, ta.PerSampleLDAM(counts).margin)
+
+
+@pytest.mark.parametrize(
+    ("counts", "error", "message"),
+    [
+        ({"cat": 3, "dog": 2}, ValueError, r"classes 0 … 1, got \['cat', 'dog'\]"),
+        ({0: 3, 2: 2}, ValueError, r"got \[2\] and none of \[1\]"),
+        ({3, 2}, TypeError, "one a class"),
+        (np.array(["3", "2"]), TypeError, "one a class"),
+        (np.array([3, None]), TypeError, "one a class"),
+        ([True, 2], TypeError, "one a class"),
+        (torch.tensor([1j, 2]), TypeError, "one a class"),
+        (torch.ones(2, device="meta"), TypeError, "one a class"),
+        (np.ones((2, 3)), ValueError, r"got shape \(2, 3\)"),
+        ([[1, 2]], ValueError, r"got shape \(1, 2\)"),
+        (5, TypeError, "one a class"),
+    ],
+)
+def test_counts_that_are_refused(counts: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        ta.class_balanced_weights(counts)
 
 
 def test_long_tailed_counts_are_cao_et_al() -> None:
@@ -151,6 +205,142 @@ def test_deferred_weights_resume() -> None:
     assert at_once.weight.tolist() == [0.5, 1.5]
 
 
+@pytest.mark.parametrize("buffers", [("class_weight",), ("weight", "class_weight")])
+def test_deferred_weights_of_the_base_measure(buffers: tuple[str, ...]) -> None:
+    """As `AttentionalLoss` has it: a module with a buffer class_weight, None at first."""
+    module = nn.Module()
+    for name in buffers:
+        module.register_buffer(name, None)
+    deferred = ta.DeferredWeights(module, torch.tensor([0.5, 1.5]), 1, name="class_weight")
+    assert module.class_weight.tolist() == [1, 1]
+    deferred.step()
+    assert module.class_weight.tolist() == [0.5, 1.5]
+    assert getattr(module, "weight", None) is None
+    by_itself = ta.DeferredWeights(module, torch.tensor([0.5, 1.5]), 1)
+    assert by_itself.name == buffers[0]
+
+
+class Torchvision(Labelled):
+    def __init__(self, attribute: str, values: Any, **more: Any) -> None:
+        super().__init__(1, len(values))
+        del self.targets
+        setattr(self, attribute, values)
+        self.__dict__.update(more)
+
+
+class Hub(Dataset):
+    """A Hugging Face data set, whose transform reads the images of what it is asked for."""
+
+    def __init__(self, name: str, labels: list[int]) -> None:
+        self.column_names, self.columns, self.format = ["image", name], {name: labels}, "transform"
+
+    def with_format(self, format: None) -> Hub:
+        plain = Hub(self.column_names[1], self.columns[self.column_names[1]])
+        plain.format = format
+        return plain
+
+    def __len__(self) -> int:
+        return len(self.columns[self.column_names[1]])
+
+    def __getitem__(self, key: str) -> list[int]:
+        assert self.format is None, "an image would be read"
+        return self.columns[key]
+
+
+LABELS = [0, 2, 2, 1, 2, 0]
+KEEPERS = {
+    "targets": lambda: Torchvision("targets", LABELS),
+    "labels": lambda: Torchvision("labels", np.array(LABELS)[::-1][::-1]),
+    "_labels": lambda: Torchvision("_labels", torch.tensor(LABELS)),
+    "y": lambda: Torchvision("y", np.array(LABELS, dtype=">i2")),
+    "samples": lambda: Torchvision("samples", [(f"{i}.jpg", y) for i, y in enumerate(LABELS)]),
+    "transform": lambda: Torchvision(
+        "targets", [3 - y for y in LABELS], target_transform=lambda y: 3 - y
+    ),
+    "tensors": lambda: TensorDataset(torch.zeros(6, 3), torch.tensor(LABELS, dtype=torch.uint8)),
+    "hub": lambda: Hub("label", LABELS),
+    "hub, labels": lambda: Hub("labels", LABELS),
+}
+
+
+@pytest.mark.parametrize("kind", KEEPERS)
+@pytest.mark.parametrize("device", [None, "meta"])
+def test_class_counts_read_no_image(kind: str, device: str | None) -> None:
+    dataset = KEEPERS[kind]()
+    nested = ConcatDataset([Subset(dataset, [1, 2, 5]), Subset(Subset(dataset, range(1, 6)), [2])])
+    torch.set_default_device(device)
+    try:
+        assert ta.class_counts(dataset) == [2, 1, 3]
+        assert ta.class_counts(dataset, num_classes=5) == [2, 1, 3, 0, 0]
+        assert ta.class_counts(Subset(dataset, np.array([1, 2]))) == [0, 0, 2]
+        assert ta.class_counts(Subset(dataset, torch.tensor([0, 3], device="cpu"))) == [1, 1]
+        assert ta.class_counts(nested) == [1, 1, 2]
+    finally:
+        torch.set_default_device(None)
+    assert getattr(dataset, "loaded", []) == []
+    halves = random_split(dataset, [3, 3])
+    counts = [ta.class_counts(half, 3) for half in halves]
+    assert [a + b for a, b in zip(*counts, strict=True)] == [2, 1, 3]
+
+
+def test_class_counts_of_torchvision(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("torchvision.datasets")
+    for file in ("a/1.png", "b/2.png", "b/3.png"):
+        (tmp_path / file).parent.mkdir(exist_ok=True)
+        (tmp_path / file).write_bytes(b"not an image")
+    assert ta.class_counts(datasets.ImageFolder(tmp_path)) == [1, 2]
+    fake = datasets.FakeData(size=4)
+    with pytest.raises(TypeError, match="must have targets or labels"):
+        ta.class_counts(fake)
+
+
+@pytest.mark.parametrize(
+    ("dataset", "error", "message"),
+    [
+        (Torchvision("labels", [0, -1]), ValueError, "≥ 0, got -1"),
+        (Torchvision("targets", [0, 9]), ValueError, r"\[0, num_classes = 5\), got 9"),
+        (Torchvision("targets", ["cat", "dog"]), TypeError, "must be integers"),
+        (Torchvision("targets", [[0, 1], [1, 1]]), ValueError, r"got shape \(2, 2\)"),
+        (TensorDataset(torch.zeros(2), torch.zeros(2)), TypeError, "integers, got torch.float32"),
+        (iter([]), TypeError, "must have a length"),
+    ],
+)
+def test_class_counts_that_cannot_be(dataset: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        ta.class_counts(dataset, num_classes=5)
+
+
+def test_all_splits_at_once_are_refused() -> None:
+    splits = {"train": Hub("label", LABELS)}
+    splits = type("DatasetDict", (dict,), {"column_names": {"train": ["label"]}})(splits)
+    with pytest.raises(TypeError, match=r"one split, got all of \['train'\]"):
+        ta.class_counts(splits)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
+def test_default_dtype_and_device_change_nothing(dtype: torch.dtype) -> None:
+    counts, data = [9, 3], Labelled(20, 3)
+    expected = (ta.class_balanced_weights(counts), ta.class_balanced_weights(counts, beta=0))
+    indices = ta.ImbalancedSubset(data, "lt", 10).indices
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    torch.set_default_device("meta")
+    try:
+        found = (ta.class_balanced_weights(counts), ta.class_balanced_weights(counts, beta=0))
+        subset = ta.ImbalancedSubset(data, "lt", 10)
+    finally:
+        torch.set_default_dtype(before)
+        torch.set_default_device(None)
+    for a, b in zip(found, expected, strict=True):
+        assert a.dtype is torch.float32 and a.device.type == "cpu" and torch.equal(a, b)
+    assert subset.indices == indices
+
+
+def test_an_imbalanced_subset_of_a_subset() -> None:
+    data = Subset(Labelled(20, 3), range(30))
+    assert ta.ImbalancedSubset(data, "lt", 5).class_counts == ta.long_tailed_counts(10, 3, 5)
+
+
 CRITERION, WEIGHT = ta.PerSampleFocal(), torch.ones(2)
 DATA = Labelled(10, 2)
 PLAIN = TensorDataset(torch.zeros(4))
@@ -169,8 +359,8 @@ BAD_ARGUMENTS = [
     ),
     (
         lambda: ta.class_balanced_weights(Counter("aab")),
-        TypeError,
-        "class_counts must be numbers, one a class",
+        ValueError,
+        r"class_counts by class must have the classes 0 … 1, got \['a', 'b'\]",
     ),
     (
         lambda: ta.class_balanced_weights([]),
@@ -243,6 +433,18 @@ BAD_ARGUMENTS = [
         TypeError,
         "criterion must have a buffer named weight",
     ),
+    (
+        lambda: ta.DeferredWeights(CRITERION, WEIGHT, 1, name="class_weight"),
+        TypeError,
+        "criterion must have a buffer named class_weight",
+    ),
+    (
+        lambda: ta.DeferredWeights(CRITERION, WEIGHT, 1, name="w"),
+        ValueError,
+        "Invalid name value: 'w'",
+    ),
+    (lambda: ta.DeferredWeights(CRITERION, -WEIGHT, 1), ValueError, "weight must be finite and ≥"),
+    (lambda: ta.DeferredWeights(CRITERION, WEIGHT.long(), 1), TypeError, "floating point"),
     (
         lambda: ta.DeferredWeights(CRITERION, [1.0], 1),
         TypeError,

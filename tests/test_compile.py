@@ -125,7 +125,7 @@ def test_parameters_are_not_copied() -> None:
 
 def set_tensors(step: int, opt: ta.ABSGD) -> None:
     opt.param_groups[0]["lr"].fill_(0.1 / (step + 1))
-    opt.lam.fill_(0.5 + step)
+    opt.lam = torch.tensor(0.5 + step)
 
 
 def set_numbers(step: int, opt: ta.ABSGD) -> None:
@@ -189,10 +189,9 @@ def test_a_module_with_an_attentional_loss_exports(training: bool) -> None:
     for x, y in batches():
         ours, eager = exported(x, y), module(x, y)
         torch.testing.assert_close(ours, eager, rtol=1e-12, atol=1e-12)
-    name = "loss.attention.log_s"
-    log_s = exported.state_dict()[name]
-    torch.testing.assert_close(log_s, module.state_dict()[name], equal_nan=True)
-    assert math.isfinite(log_s) == training
+    # Its state is no buffer: the exported program has a copy that moves on, and saves none.
+    assert not [name for name in exported.state_dict() if name.startswith("loss.")]
+    assert math.isfinite(module.loss.log_s) == training
 
 
 def test_an_empty_batch_compiles() -> None:

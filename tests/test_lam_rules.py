@@ -70,7 +70,7 @@ def test_finds_the_root_that_bisection_finds(kind: str, name: str, sign: float) 
     has_answer = reachable < target if kind == "ess" else reachable > target
     lam = found_lam(KINDS[kind](target, noisy=sign < 0), losses)
     if not has_answer:
-        assert math.isnan(lam)  # left as it was: unset
+        assert lam == sign * math.inf  # left as it was: plain SGD
         return
     assert lam == pytest.approx(reference_lam(kind, losses, target, sign), rel=1e-9)
     assert selectivity(kind, losses, lam) == pytest.approx(target, abs=1e-9)
@@ -180,14 +180,13 @@ def test_log_s_carries_over_and_a_number_ends_the_search() -> None:
     opt.weigh(second)
     ell = float((second / opt.lam).logsumexp(0)) - math.log(len(second))
     carried = log_s * lam / float(opt.lam)
-    assert float(opt.log_s) == pytest.approx(
-        math.log(0.5 * math.exp(carried) + 0.5 * math.exp(ell)), rel=1e-12
-    )
+    averaged = math.log(0.5 * math.exp(carried) + 0.5 * math.exp(ell))
+    assert float(opt.log_s) == pytest.approx(min(averaged, ell - math.log(0.5)), rel=1e-12)
     opt.lam = 2.0
     opt.weigh(first)
     assert float(opt.lam) == 2.0
     opt.restart(lam=ta.EffectiveSampleSize(0.6, noisy=True))
-    assert torch.isnan(opt.lam)
+    assert float(opt.lam) == -math.inf
     opt.weigh(first)
     assert float(opt.lam) == pytest.approx(reference_lam("ess", first, 0.6, -1.0), rel=1e-9)
 
@@ -308,8 +307,8 @@ def test_bad_input(make, error: type[Exception], message: str) -> None:
 @pytest.mark.parametrize(
     "op, arguments",
     [
-        ("follow_lam", ("losses", None, "rule", "lam")),
-        ("lam_sums", ("losses", None, "rule", "search")),
+        ("follow_lam", ("losses", None, None, "rule", "lam")),
+        ("lam_sums", ("losses", None, None, "rule", "search")),
         ("lam_round", ("rule", "row", "search")),
         ("lam_update", ("rule", "search", "lam")),
     ],
@@ -322,7 +321,7 @@ def test_opcheck(op: str, arguments: tuple[str | None, ...]) -> None:
         "search": torch.zeros(7, dtype=torch.float64),
     }
     tensors["row"] = torch.ops.absgd.lam_sums(
-        tensors["losses"], None, tensors["rule"], tensors["search"]
+        tensors["losses"], None, None, tensors["rule"], tensors["search"]
     )
     values = tuple(None if name is None else tensors[name] for name in arguments)
     torch.library.opcheck(getattr(torch.ops.absgd, op).default, values)

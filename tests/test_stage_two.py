@@ -145,3 +145,77 @@ def test_a_wrong_name_lists_what_there_is_and_changes_nothing(names):
     assert not wrong or repr(wrong[0]) in str(error.value)
     assert all(p.requires_grad for p in model.parameters())
     assert all(module.training for module in model.modules())
+
+
+class Tied(nn.Module):
+    """A language model's: the head's weight is the embedding's, and one block stands twice."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed = nn.Embedding(5, 4)
+        block = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4))
+        self.lower, self.upper = block, block
+        self.norm = nn.BatchNorm1d(4)
+        self.head = nn.Linear(4, 5)
+        self.head.weight = self.embed.weight
+
+    def forward(self, x):
+        return self.head(self.norm(self.upper(self.lower(self.embed(x)))))
+
+
+@pytest.mark.parametrize(
+    ("names", "trainable"),
+    [
+        (("head",), {"embed.weight", "head.bias"}),
+        (("embed",), {"embed.weight"}),
+        (("norm",), {"norm.weight", "norm.bias"}),
+        (("upper.0",), {"lower.0.weight", "lower.0.bias"}),
+    ],
+)
+def test_tied_parameters_and_shared_modules_are_known_by_each_name(names, trainable):
+    model = Tied()
+    returned = freeze_except(model, *names)
+    assert {n for n, p in model.named_parameters() if p.requires_grad} == trainable
+    assert len(returned) == len(trainable)
+    x = torch.arange(10) % 5
+    model.train()
+    nn.functional.cross_entropy(model(x), x).backward()
+    assert all(p.grad is not None for p in returned)
+    unfreeze(model)
+    assert all(p.requires_grad for p in model.parameters())
+    assert all(module.training for module in model.modules())
+
+
+def test_statistics_of_a_shared_module_follow_either_name():
+    for name in ("lower", "upper"):
+        model = Tied()
+        freeze_except(model, name)
+        model.train()
+        assert model.lower[1].training and not model.norm.training
+
+
+@pytest.mark.parametrize("then", [lambda model: model, copy.deepcopy])
+def test_a_frozen_batch_norm_stays_frozen_as_a_synchronised_one(then):
+    model = Net()
+    freeze_except(model, "layer2", "fc")
+    model = then(nn.SyncBatchNorm.convert_sync_batchnorm(model))
+    assert type(model.layer20) is nn.SyncBatchNorm
+    for _ in range(2):
+        model.train()
+        model.layer1.train()  # what was replaced keeps itself frozen from here on
+        assert not model.layer1[1].training and not model.layer20.training
+        assert model.layer2[1].training and model.layer1.training
+    before = snapshot(model)
+    model.layer20(torch.randn(2, 4, 3, 3))
+    assert changed(model, before) == set()
+    unfreeze(model)
+    assert all(module.training for module in model.modules())
+    model.train()
+    assert model.layer20.training
+
+
+def test_a_frozen_part_of_a_model_stays_frozen_when_the_whole_trains():
+    whole = nn.ModuleList([Net(), nn.BatchNorm1d(3)])
+    freeze_except(whole[0], "fc")
+    whole.train()
+    assert whole[1].training and not whole[0].layer20.training

@@ -227,4 +227,4 @@ def test_a_loaded_state_is_stepped_from() -> None:
         o.step()
     assert all(map(torch.equal, model.parameters(), reference.parameters()))
     assert math.isfinite(opt.log_s)
-    assert pickle.loads(pickle.dumps(opt))._stepper is None
+    assert pickle.loads(pickle.dumps(opt)).weigher.stepper is None

@@ -182,7 +182,7 @@ def test_a_stale_normaliser_in_a_graph_is_noticed(make: Make) -> None:
     owner = make()
     owner.weigh(torch.rand(5))
     x = torch.ones((), dtype=torch.float64, requires_grad=True)
-    product = x * owner.log_s
+    product = x * owner.weigher.state.log_s
     owner.weigh(torch.rand(5))
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         product.backward()

@@ -40,7 +40,7 @@ def test_equals_loss_then_weigh(name: str, dtype: torch.dtype, lam: float, ignor
     apart = ta.ABSGD([nn.Parameter(torch.zeros(1))], lam=lam)
     for seed in range(3):
         logits, target = batch(dtype, seed, ignored)
-        at_once = can_weigh_at_once(criterion.criterion, logits, target, criterion.attention)
+        at_once = can_weigh_at_once(criterion.criterion, logits, target, criterion.weigher)
         assert at_once == (dtype is not torch.float16)
         total = criterion(logits, target)
         (2 * total).backward()
@@ -74,10 +74,11 @@ def test_shares_the_optimizers_state_and_remembers_the_batch() -> None:
     opt = ta.ABSGD([nn.Parameter(torch.zeros(1))], lam=0.5)
     criterion = ta.AttentionalLoss(ta.PerSampleCrossEntropy(), optimizer=opt)
     logits, target = batch(torch.float64, 0, False)
-    version = opt.log_s._version
+    log_s = opt.weigher.state.log_s
+    version = log_s._version
     criterion(logits, target)
     assert torch.isfinite(opt.log_s)
-    assert opt.log_s._version > version
+    assert log_s._version > version
     assert opt.weights.shape == target.shape
     assert opt.stats().last.count == len(target)
 
@@ -86,21 +87,21 @@ def test_the_general_way_is_taken_where_it_has_to_be() -> None:
     logits, target = batch(torch.float64, 0, False)
     loss = ta.PerSampleCrossEntropy()
     follows = ta.AttentionalLoss(loss, lam=ta.EffectiveSampleSize(0.6))
-    assert not can_weigh_at_once(loss, logits, target, follows.attention)
+    assert can_weigh_at_once(loss, logits, target, follows.weigher)
     assert not can_weigh_at_once(
-        nn.CrossEntropyLoss(reduction="none"), logits, target, follows.attention
+        nn.CrossEntropyLoss(reduction="none"), logits, target, follows.weigher
     )
     stepping = ta.ABSGD([nn.Parameter(torch.zeros(1))], lam=1.0)
     handle = ta.step_in_backward(stepping)
-    assert not can_weigh_at_once(loss, logits, target, stepping)
+    assert not can_weigh_at_once(loss, logits, target, stepping.weigher)
     handle.remove()
-    assert can_weigh_at_once(loss, logits, target, stepping)
-    assert not can_weigh_at_once(loss, logits.detach(), target, stepping)
+    assert can_weigh_at_once(loss, logits, target, stepping.weigher)
+    assert not can_weigh_at_once(loss, logits.detach(), target, stepping.weigher)
     large = torch.zeros(1, AT_ONCE + 1, requires_grad=True)
-    assert not can_weigh_at_once(loss, large, target[:1], stepping)
+    assert not can_weigh_at_once(loss, large, target[:1], stepping.weigher)
     accumulating = ta.AttentionalLoss(loss, lam=1.0)
     with accumulating.accumulate([logits]):
-        assert not can_weigh_at_once(loss, logits, target, accumulating.attention)
+        assert not can_weigh_at_once(loss, logits, target, accumulating.weigher)
         accumulating(logits, target).backward()
     accumulating.finalize_grads_()
     whole = logits.detach().clone().requires_grad_()
@@ -180,10 +181,13 @@ def test_compiles() -> None:
 
 def test_opcheck() -> None:
     logits, target = batch(torch.float32, 0, True)
-    state = ta.AttentionalLoss(ta.PerSampleCrossEntropy(), lam=1.0).attention._state()
-    tensors = (state["lam"], state["log_s"].fill_(0.5), state["log_s_lam"], state["reports"])
-    arguments = (logits.detach(), target, None, None, None, 1.0, 0.0, 0.0, -100)
+    weigher = ta.AttentionalLoss(
+        ta.PerSampleCrossEntropy(), lam=ta.EffectiveSampleSize(0.7), max_weight=2.0, keep_loss=True
+    ).weigher
+    tensors = [t.nan_to_num(1.0, posinf=1.0) for t in weigher.state.normaliser()]
+    options = (None, None, None, 1.0, 0.0, 0.0, -100)
+    base = (target % 2 == 0, torch.rand(12), torch.rand(5), weigher.state.lam_rule)
     torch.library.opcheck(
         torch.ops.absgd.weighted_softmax_loss.default,
-        (*arguments, *(t.nan_to_num(1.0) for t in tensors), 0.9, 1.0, math.nan),
+        (logits.detach(), target, *options, *base, *tensors, *weigher.state.constants()),
     )

@@ -5,17 +5,22 @@ The schemas stand in ``csrc/register.cpp``; shapes and meanings in ``csrc/absgd.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-STATS_SIZE = 7  # doubles of absgd_stats
-REPORT_SIZE = 7  # of absgd_report
-ACCUMULATION_SIZE = 9  # of absgd_accumulation
+Function = TypeVar("Function", bound=Callable[..., Any])
+# As torch has it, with its type.
+register_fake: Callable[[str], Callable[[Function], Function]] = torch.library.register_fake
+
+STATS_SIZE = 10  # doubles of absgd_stats
+REPORT_SIZE = 9  # of absgd_report
+ACCUMULATION_SIZE = 13  # of absgd_accumulation
 LAM_RULE_SIZE = 6  # of absgd_lam_rule
-LAM_ROW_SIZE = 9  # of absgd_lam_row
+LAM_ROW_SIZE = 10  # of absgd_lam_row
 LAM_SEARCH_SIZE = 7  # of absgd_lam_search
 LAM_ROUNDS = 24  # ABSGD_LAM_ROUNDS
 
@@ -27,20 +32,74 @@ if _CUDA_LIBRARY.exists() and torch.cuda.is_available():
     torch.ops.load_library(str(_CUDA_LIBRARY))
 
 
+FLOATING = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+
+
+# ---- fake kernels: the checks of csrc/register_batch.h, and shapes
+
+
+def _check(condition: bool, message: str) -> None:
+    torch._check(condition, lambda: message)
+
+
+def _check_device(like: Tensor, name: str, tensor: Tensor) -> None:
+    on, got = like.device, tensor.device
+    _check(got == on, f"{name} must be on {on} as the other arguments, got {got}")
+
+
+def _check_batch(losses: Tensor, mask: Tensor | None, weight: Tensor | None) -> None:
+    dtype = losses.dtype
+    _check(dtype in FLOATING, f"losses must be float32, float64, float16 or bfloat16, got {dtype}")
+    wanted = {"mask": (mask, torch.bool), "weight": (weight, _arithmetic_type(dtype))}
+    for name, (tensor, type_) in wanted.items():
+        if tensor is None:
+            continue
+        _check(tensor.dtype is type_, f"{name} must be {type_}, got {tensor.dtype}")
+        _check(
+            tensor.shape == losses.shape,
+            f"{name} must have the losses' shape {tuple(losses.shape)}, got {tuple(tensor.shape)}",
+        )
+        _check_device(losses, name, tensor)
+
+
+def _check_doubles(like: Tensor, **tensors: tuple[Tensor | None, int]) -> None:
+    """Each of ``tensors``, given with its size, is float64, contiguous and beside ``like``."""
+    for name, (tensor, size) in tensors.items():
+        if tensor is None:
+            continue
+        _check(
+            tensor.dtype is torch.float64 and tensor.numel() == size and tensor.is_contiguous(),
+            f"{name} must be a contiguous float64 tensor of {size} element(s), "
+            f"got {tensor.numel()} of {tensor.dtype}",
+        )
+        _check_device(like, name, tensor)
+
+
+def _row_size(rows: Tensor | None, size: int) -> int:
+    """The elements that rows of ``size`` numbers have, at most as many as there are."""
+    return 0 if rows is None else rows.numel() // size * size
+
+
+def _arithmetic_type(dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if dtype is torch.float64 else torch.float32
+
+
 def _weights_like(losses: Tensor) -> Tensor:
-    dtype = torch.float64 if losses.dtype is torch.float64 else torch.float32
-    return losses.new_empty((2, *losses.shape), dtype=dtype)
+    return losses.new_empty((2, *losses.shape), dtype=_arithmetic_type(losses.dtype))
 
 
-@torch.library.register_fake("absgd::batch_stats")
-def _(losses: Tensor, mask: Tensor | None, lam: Tensor) -> Tensor:
+@register_fake("absgd::batch_stats")
+def _(losses: Tensor, mask: Tensor | None, weight: Tensor | None, lam: Tensor) -> Tensor:
+    _check_batch(losses, mask, weight)
+    _check_doubles(losses, lam=(lam, 1))
     return losses.new_empty(STATS_SIZE, dtype=torch.float64)
 
 
-@torch.library.register_fake("absgd::weigh")
+@register_fake("absgd::weigh")
 def _(
     losses: Tensor,
     mask: Tensor | None,
+    weight: Tensor | None,
     rows: Tensor | None,
     lam: Tensor,
     log_s: Tensor,
@@ -49,34 +108,61 @@ def _(
     gamma: float,
     alpha: float,
     s_init: float,
+    max_weight: float,
+    keep_loss: bool,
+    bounded: bool,
     factor: float,
 ) -> Tensor:
+    _check_batch(losses, mask, weight)
+    _check_doubles(
+        losses,
+        rows=(rows, _row_size(rows, STATS_SIZE)),
+        lam=(lam, 1),
+        log_s=(log_s, 1),
+        log_s_lam=(log_s_lam, 1),
+        reports=(reports, 2 * REPORT_SIZE),
+    )
     return _weights_like(losses)
 
 
-@torch.library.register_fake("absgd::carry_log_s")
+@register_fake("absgd::carry_log_s")
 def _(lam: Tensor, log_s: Tensor, log_s_lam: Tensor, s_init: float) -> None:
-    return None
+    _check_doubles(lam, lam=(lam, 1), log_s=(log_s, 1), log_s_lam=(log_s_lam, 1))
 
 
-@torch.library.register_fake("absgd::weigh_provisionally")
+@register_fake("absgd::weigh_provisionally")
 def _(
     losses: Tensor,
     mask: Tensor | None,
+    weight: Tensor | None,
     rows: Tensor | None,
     lam: Tensor,
     log_s: Tensor,
     log_s_lam: Tensor,
     accumulation: Tensor,
     shrink: Tensor,
+    gamma: float,
     alpha: float,
     s_init: float,
+    max_weight: float,
+    keep_loss: bool,
+    bounded: bool,
     factor: float,
 ) -> Tensor:
+    _check_batch(losses, mask, weight)
+    _check_doubles(
+        losses,
+        rows=(rows, _row_size(rows, STATS_SIZE)),
+        lam=(lam, 1),
+        log_s=(log_s, 1),
+        log_s_lam=(log_s_lam, 1),
+        accumulation=(accumulation, ACCUMULATION_SIZE),
+        shrink=(shrink, 1),
+    )
     return _weights_like(losses)
 
 
-@torch.library.register_fake("absgd::settle")
+@register_fake("absgd::settle")
 def _(
     accumulation: Tensor,
     rows: Tensor | None,
@@ -87,64 +173,107 @@ def _(
     gamma: float,
     alpha: float,
     s_init: float,
+    max_weight: float,
+    keep_loss: bool,
+    bounded: bool,
     divisor: float,
 ) -> Tensor:
+    _check_doubles(
+        lam,
+        accumulation=(accumulation, ACCUMULATION_SIZE),
+        rows=(rows, _row_size(rows, STATS_SIZE)),
+        lam=(lam, 1),
+        log_s=(log_s, 1),
+        log_s_lam=(log_s_lam, 1),
+        reports=(reports, 2 * REPORT_SIZE),
+    )
     return lam.new_empty((), dtype=torch.float64)
 
 
-@torch.library.register_fake("absgd::follow_lam")
-def _(losses: Tensor, mask: Tensor | None, lam_rule: Tensor, lam: Tensor) -> None:
-    return None
+@register_fake("absgd::follow_lam")
+def _(
+    losses: Tensor, mask: Tensor | None, weight: Tensor | None, lam_rule: Tensor, lam: Tensor
+) -> None:
+    _check_batch(losses, mask, weight)
+    _check_doubles(losses, lam_rule=(lam_rule, LAM_RULE_SIZE), lam=(lam, 1))
 
 
-@torch.library.register_fake("absgd::lam_sums")
-def _(losses: Tensor, mask: Tensor | None, lam_rule: Tensor, search: Tensor) -> Tensor:
+@register_fake("absgd::lam_sums")
+def _(
+    losses: Tensor, mask: Tensor | None, weight: Tensor | None, lam_rule: Tensor, search: Tensor
+) -> Tensor:
+    _check_batch(losses, mask, weight)
+    _check_doubles(losses, lam_rule=(lam_rule, LAM_RULE_SIZE), search=(search, LAM_SEARCH_SIZE))
     return losses.new_empty(LAM_ROW_SIZE, dtype=torch.float64)
 
 
-@torch.library.register_fake("absgd::lam_round")
+@register_fake("absgd::lam_round")
 def _(lam_rule: Tensor, rows: Tensor, search: Tensor) -> None:
-    return None
+    _check_doubles(
+        lam_rule,
+        lam_rule=(lam_rule, LAM_RULE_SIZE),
+        rows=(rows, _row_size(rows, LAM_ROW_SIZE)),
+        search=(search, LAM_SEARCH_SIZE),
+    )
 
 
-@torch.library.register_fake("absgd::lam_update")
+@register_fake("absgd::lam_update")
 def _(lam_rule: Tensor, search: Tensor, lam: Tensor) -> None:
-    return None
+    _check_doubles(
+        lam_rule,
+        lam_rule=(lam_rule, LAM_RULE_SIZE),
+        search=(search, LAM_SEARCH_SIZE),
+        lam=(lam, 1),
+    )
 
 
-@torch.library.register_fake("absgd::sgd_step_")
+@register_fake("absgd::weighted_softmax_loss")
 def _(
-    params: Sequence[Tensor],
-    grads: Sequence[Tensor],
-    momenta: Sequence[Tensor],
-    fresh: bool,
-    lr: float,
-    lr_tensor: Tensor | None,
-    momentum: float,
-    dampening: float,
-    weight_decay: float,
-    nesterov: bool,
-    maximize: bool,
-    polyak: bool,
-    grad_scale: Tensor | None,
-    found_inf: Tensor | None,
-) -> None:
-    return None
-
-
-@torch.library.register_fake("absgd::sgd_step_table")
-def _(
-    table: Tensor,
-    anchor: Tensor,
-    lr: float,
-    lr_tensor: Tensor | None,
-    momentum: float,
-    dampening: float,
-    weight_decay: float,
-    nesterov: bool,
-    maximize: bool,
-    polyak: bool,
-    grad_scale: Tensor | None,
-    found_inf: Tensor | None,
-) -> None:
-    return None
+    logits: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    margin: Tensor | None,
+    offset: Tensor | None,
+    scale: float,
+    focal_gamma: float,
+    label_smoothing: float,
+    ignore_index: int,
+    mask: Tensor | None,
+    base_weight: Tensor | None,
+    class_weight: Tensor | None,
+    lam_rule: Tensor | None,
+    lam: Tensor,
+    log_s: Tensor,
+    log_s_lam: Tensor,
+    reports: Tensor,
+    gamma: float,
+    alpha: float,
+    s_init: float,
+    max_weight: float,
+    keep_loss: bool,
+    bounded: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    options = (weight, margin, offset, scale, focal_gamma, label_smoothing, ignore_index)
+    per_class = {"weight": weight, "margin": margin, "offset": offset, "class_weight": class_weight}
+    for name, tensor in {"target": target, **per_class}.items():
+        if tensor is not None:
+            _check_device(logits, name, tensor)
+    losses, _ = torch.ops.absgd.softmax_loss(logits, target, *options)
+    _check_batch(losses, mask, base_weight)
+    if class_weight is not None:
+        classes = logits.shape[0 if logits.dim() == 1 else 1]
+        _check(
+            class_weight.shape == (classes,) and class_weight.dtype is losses.dtype,
+            f"class_weight must be {classes} value(s) of {losses.dtype}, "
+            f"got {tuple(class_weight.shape)} of {class_weight.dtype}",
+        )
+    _check_doubles(
+        losses,
+        lam_rule=(lam_rule, LAM_RULE_SIZE),
+        lam=(lam, 1),
+        log_s=(log_s, 1),
+        log_s_lam=(log_s_lam, 1),
+        reports=(reports, 2 * REPORT_SIZE),
+    )
+    grad = torch.empty_like(logits, memory_format=torch.contiguous_format)
+    return losses.new_empty(()), losses, _weights_like(losses), grad

@@ -1,163 +1,230 @@
-"""Gradient accumulation: k micro-batches that make the step of one large batch, exactly.
+"""Gradient accumulation: k micro-batches that make the step of one large batch.
 
-Gradients are linear in 1/s. Micro-batches are weighted with a provisional normaliser log_c, and
-once the whole batch is known its gradients are multiplied by exp(log_c − log_s) and the like:
-``absgd_accumulate`` and ``absgd_settle`` in ``csrc/absgd.h``.
+Gradients are linear in 1/s, and in κ. Micro-batches are weighted with a provisional normaliser
+log_c, and once the whole batch is known its gradients are multiplied by κ·exp(log_c − log_s) and
+the like: ``absgd_accumulate`` and ``absgd_settle`` in ``csrc/absgd.h``. A cap alone is not linear:
+it is taken against the provisional normaliser.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING
+from enum import Enum
+from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from . import _ops
+from .collective import Collective
+from .rule_state import RuleState
 
-if TYPE_CHECKING:
-    from .weighting import Weighting
+# Of absgd_stats: B, max z, and Σw, Σwe, Σwe².
+COUNT, MAX, SUMS = 0, 3, [2, 4, 5]
 
 
-def scale_(gradients: Iterable[Tensor], factor: Tensor) -> None:
-    """Multiplies dense and sparse gradients by a 0-dim tensor, in place."""
-    if factor.device.type == "cpu" and factor.item() == 1.0:
-        return
-    for gradient in gradients:
-        gradient.mul_(factor.to(gradient.device))
+class Phase(Enum):
+    """Where an accumulation stands. What moves it: `weigh`, a backward pass that begins, and
+    ``zero_grad``; `Accumulation.settle` and ``discard`` end it::
+
+        EMPTY    -weigh->     FIRST    -backward->  PARTIAL
+        PARTIAL  -weigh->     AWAITING -backward->  PARTIAL
+        FIRST    -zero_grad-> DOUBTFUL -backward->  PARTIAL,  -weigh-> FIRST, of a new step
+        PARTIAL, AWAITING -zero_grad-> EMPTY
+    """
+
+    EMPTY = "no micro-batch yet"
+    FIRST = "the first scalar was handed out, and its backward pass has not begun"
+    DOUBTFUL = "zero_grad() came before that backward pass, which may never come"
+    PARTIAL = "the gradients of some micro-batches are in .grad"
+    AWAITING = "another scalar was handed out, and its backward pass has not begun"
 
 
 class Accumulation:
-    """The micro-batches of one step, from the first `weigh` to `finalize_grads_`."""
+    """The micro-batches of one step, from the first `weigh` to `settle`.
+
+    Args:
+        gradients: what is in ``.grad`` now, of everything that is to be scaled.
+        divisor: what the loop divides each micro-batch's scalar by.
+        overlap: start the ranks' collective, and go on with the backward pass.
+    """
 
     def __init__(
         self,
-        owner: Weighting,
+        state: RuleState,
+        ranks: Collective,
         gradients: Callable[[], Iterable[Tensor]],
         divisor: float,
         overlap: bool,
     ) -> None:
-        self.owner = owner
-        self.gradients = gradients
-        self.divisor = float(divisor)
-        self.overlap = overlap
-        self.is_open = False
-        self.awaited = 0  # scalars handed out whose backward pass has not begun
-        self.has_gradients = False  # a backward pass has begun
-        self.may_be_abandoned = False  # zero_grad() was called before it
-        self.memory: Tensor | None = None  # absgd_accumulation
-        self.in_flight: list[tuple[Tensor, dist.Work]] = []  # rows of all ranks, being gathered
+        self.state, self.ranks = state, ranks
+        self.gradients, self.divisor, self.overlap = gradients, float(divisor), overlap
+        self.is_open = False  # inside `accumulate`
+        self.phase = Phase.EMPTY
+        self.memory: Tensor | None = None  # absgd_accumulation, from the first micro-batch on
+        self.in_flight: list[tuple[Tensor, Any]] = []  # rows of all ranks, being gathered
 
-    def after_zero_grad(self) -> Accumulation | None:
-        """What is left when gradients are dropped: an empty accumulation inside the context."""
-        if self.awaited and not self.has_gradients:
-            # What was dropped is the step before: Lightning calls zero_grad() between the first
-            # forward pass and its backward pass. Unless that never comes.
-            self.may_be_abandoned = True
-            return self
-        return self.restarted()
+    # ---- transitions
 
-    def restarted(self) -> Accumulation | None:
-        if not self.is_open:
-            return None
-        fresh = Accumulation(self.owner, self.gradients, self.divisor, self.overlap)
-        fresh.is_open = True
-        return fresh
+    def open(self, divisor: float) -> None:
+        """Enters `accumulate` (again)."""
+        if divisor != self.divisor and self.memory is not None:
+            raise ValueError(
+                f"Invalid divisor value: {divisor} (the micro-batches of this step began with "
+                f"{self.divisor:g}; discard() drops them)"
+            )
+        self.divisor, self.is_open = float(divisor), True
 
-    @property
-    def is_abandoned(self) -> bool:
-        return self.may_be_abandoned and self.awaited > 0 and not self.has_gradients
-
-    def weigh(self, losses: Tensor, mask: Tensor | None) -> Tensor:
-        """Provisional weights and their coefficients, [2, losses.shape]."""
+    def before_weigh(self) -> None:
         if not self.is_open:
             raise RuntimeError(
                 "weigh() outside accumulate(), with micro-batches not yet turned into a step: "
-                "call finalize_grads_(), step() or zero_grad() first"
+                "call finalize_grads_(), step() or zero_grad() first; discard() drops them"
             )
-        if self.awaited:
+        if self.phase in (Phase.FIRST, Phase.AWAITING):
             raise RuntimeError(
                 "accumulate(): run the backward pass of each micro-batch before the next weigh(), "
-                "for its gradients may have to be scaled"
+                "for its gradients may have to be scaled; discard() drops them all"
             )
-        if self.has_gradients and not self.overlap and not any(True for _ in self.gradients()):
+        if self.phase is Phase.DOUBTFUL or (self.phase is Phase.PARTIAL and self._were_zeroed()):
+            self.discard()
+        elif self.phase is Phase.PARTIAL and not self.overlap and not any(self._present()):
             raise RuntimeError(
                 "accumulate(): the gradients of earlier micro-batches are not in .grad, and may "
-                "have to be scaled (FSDP2 keeps them elsewhere after "
-                "set_requires_gradient_sync(False): leave it True)"
+                "have to be scaled. Were they dropped, by model.zero_grad()? Call discard(). FSDP2 "
+                "keeps them elsewhere after set_requires_gradient_sync(False): leave it True"
             )
-        state, (_, alpha, s_init) = self.owner._state(), self.owner._rule()
+
+    def expect_backward(self, total: Tensor) -> None:
+        """Watches for the backward pass of a scalar that is handed out."""
+        if total.requires_grad:
+            self.phase = Phase.FIRST if self.phase is Phase.EMPTY else Phase.AWAITING
+            total.register_hook(self._on_backward)
+
+    def _on_backward(self, _: Tensor) -> None:
+        if self.phase is Phase.EMPTY:
+            raise RuntimeError(
+                "accumulate(): zero_grad() or discard() dropped the micro-batch whose backward "
+                "pass this is"
+            )
+        self.phase = Phase.PARTIAL  # a second pass, of retain_graph=True, adds its gradients again
+
+    def on_zero_grad(self) -> None:
+        """Gradients are dropped. Before the first backward pass they are the step's before:
+        Lightning calls zero_grad() between the first forward pass and its backward pass. Unless
+        that never comes: the next `weigh` will tell."""
+        if self.phase is Phase.FIRST:
+            self.phase = Phase.DOUBTFUL
+        elif self.phase is not Phase.DOUBTFUL:
+            self.discard()
+
+    def discard(self) -> None:
+        """Drops the micro-batches so far. What they left in ``.grad`` is the caller's to clear."""
+        self.phase, self.memory, self.in_flight = Phase.EMPTY, None, []
+
+    # ---- arithmetic
+
+    def weigh(
+        self,
+        losses: Tensor,
+        mask: Tensor | None,
+        weight: Tensor | None,
+        follow_lam: Callable[[], None],
+    ) -> Tensor:
+        """Provisional weights and their coefficients, [2, losses.shape]."""
+        self.before_weigh()
+        state = self.state
         is_first = self.memory is None
-        if is_first:
-            self.owner._follow_lam(losses, mask)  # one λ for all micro-batches
-            self.memory = state["log_s"].new_zeros(_ops.ACCUMULATION_SIZE)
+        if self.memory is None:
+            follow_lam()  # one λ for all micro-batches
+            self.memory = state.log_s.new_zeros(_ops.ACCUMULATION_SIZE)
+            # The stand-in below is a normaliser that every rank knows: there has to be one.
             self.overlap = (
-                self.overlap and self.owner._memory.has_history and self.owner._world_size() > 1
+                self.overlap
+                and state.has_history
+                and state.rule is None
+                and self.ranks.world_size() > 1
             )
-        rows, world_size = (self._launch if self.overlap else self.owner._gather_stats)(
-            losses, mask
-        )
-        shrink = torch.empty_like(state["log_s"])
-        out = torch.ops.absgd.weigh_provisionally(
+        rows = None
+        if self.ranks.world_size() > 1:
+            own = torch.ops.absgd.batch_stats(losses, mask, weight, state.lam)
+            rows = self._launch(own) if self.overlap else self.ranks.gather(own)
+        shrink = torch.empty_like(state.log_s)
+        out: Tensor = torch.ops.absgd.weigh_provisionally(
             losses,
             mask,
+            weight,
             rows,
-            state["lam"],
-            state["log_s"],
-            state["log_s_lam"],
+            state.lam,
+            state.log_s,
+            state.log_s_lam,
             self.memory,
             shrink,
-            alpha,
-            s_init,
-            world_size,
+            *state.constants(),
+            self.ranks.world_size(),
         )
         if not is_first:
             scale_(self.gradients(), shrink)
         return out
 
-    def _launch(self, losses: Tensor, mask: Tensor | None) -> tuple[Tensor, int]:
+    def _launch(self, own: Tensor) -> Tensor:
         """Starts to gather the ranks' statistics, and stands in a row of which the weights only
         take what every rank knows already: log_s for log_c, and the last batch's B."""
-        state, world_size = self.owner._state(), self.owner._world_size()
-        own = torch.ops.absgd.batch_stats(losses, mask, state["lam"])
-        rows = own.new_empty(world_size * _ops.STATS_SIZE)
-        work = dist.all_gather_into_tensor(rows, own, group=self.owner._group(), async_op=True)
-        self.in_flight.append((rows, work))
+        self.in_flight.append(self.ranks.start_gather(own))
         stand_in = torch.zeros_like(own)
-        stand_in[0] = state["reports"][0, 0]
-        stand_in[2] = state["log_s"] * state["log_s_lam"] / state["lam"]
-        stand_in[3:5] = 1
-        return stand_in, world_size
-
-    def expect_backward(self, total: Tensor) -> None:
-        if total.requires_grad:
-            self.awaited += 1
-            total.register_hook(self._on_backward)
-
-    def _on_backward(self, _: Tensor) -> None:
-        self.awaited -= 1
-        self.has_gradients = True
+        stand_in[COUNT] = self.state.reports[0, 0]
+        stand_in[MAX] = self.state.log_s * self.state.log_s_lam / self.state.lam
+        stand_in[SUMS] = 1
+        return stand_in
 
     def settle(self) -> None:
         """Takes the whole batch into log_s and scales the gradients to match."""
-        if self.memory is None:
+        if self.memory is None or self.phase is Phase.DOUBTFUL:
             return
         for _, work in self.in_flight:
             work.wait()
         rows = torch.cat([rows for rows, _ in self.in_flight]) if self.in_flight else None
-        state = self.owner._state()
+        state = self.state
+        written = state.normaliser()
         factor = torch.ops.absgd.settle(
-            self.memory,
-            rows,
-            state["lam"],
-            state["log_s"],
-            state["log_s_lam"],
-            state["reports"],
-            *self.owner._rule(),
-            self.divisor,
+            self.memory, rows, *written, *state.constants(), self.divisor
         )
-        changed = [state["log_s"], state["log_s_lam"], state["reports"]]
-        torch.autograd.graph.increment_version(changed)
-        self.owner._memory.has_history = True
+        torch.autograd.graph.increment_version(written[1:])
+        state.has_history = True
         scale_(self.gradients(), factor)
+
+    def _present(self) -> Iterable[bool]:
+        return (True for _ in self.gradients())
+
+    def _were_zeroed(self) -> bool:
+        """Whether the gradients so far are all 0, as after ``model.zero_grad(set_to_none=False)``,
+        which nobody else hears of. Asked of one process on the CPU alone: a device would have to
+        be waited for, and another rank's samples may leave a 0 here."""
+        if self.ranks.world_size() > 1:
+            return False
+        gradients = [*self.gradients()]
+        return len(gradients) > 0 and all(
+            g.device.type == "cpu" and g.layout is torch.strided and not g.any() for g in gradients
+        )
+
+
+def _local(t: Tensor) -> Tensor:
+    """A DTensor's own shard: looking at it takes no collective."""
+    local: Tensor = t.to_local() if hasattr(t, "to_local") else t
+    return local
+
+
+def scale_(gradients: Iterable[Tensor], factor: Tensor) -> None:
+    """Multiplies gradients by a 0-dim tensor, in place, with few launches."""
+    if factor.device.type == "cpu" and factor.item() == 1.0:
+        return
+    dense: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
+    for gradient in map(_local, gradients):
+        if gradient.layout is torch.strided:
+            dense.setdefault((gradient.device, gradient.dtype), []).append(gradient)
+        else:
+            gradient.mul_(factor.to(gradient.device))
+    for (device, dtype), tensors in dense.items():
+        # A CPU takes the factor in the type that it computes in, finer than half precision.
+        here = factor if device.type == "cpu" else factor.to(device, dtype)
+        torch._foreach_mul_(tensors, here)

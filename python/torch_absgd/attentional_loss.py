@@ -3,58 +3,83 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, MutableMapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from . import _checks
+from . import _rule_checks
+from .collective import Collective, ProcessGroup
 from .lam_rules import LamRule
+from .losses import PerSampleLoss
 from .optimizer import ABSGD
+from .rule_state import CONSTANTS, TENSORS, Lam, RuleState, described
 from .stats import Stats
+from .weigher import Weigher, plain_mean
 from .weighted_loss import can_weigh_at_once, weigh_at_once
-from .weighting import Lam, Memory, ProcessGroup, Weighting, new_state, number_or_nan, plain_mean
 
 
-class AttentionState(Weighting, nn.Module):
-    """The rule with its state in buffers, which stay float64 through ``.half()`` and ``.to()``."""
+class AttentionState(nn.Module):
+    """A weigher of the module's own, saved with it and moved with it.
 
-    def __init__(
-        self,
-        lam: Lam,
-        gamma: float,
-        s_init: float | None,
-        alpha: float,
-        process_group: ProcessGroup | Literal["local"] | None,
-    ) -> None:
+    Its tensors are no buffers. Ranks may hold different ones (``process_group="local"``), which DDP
+    would overwrite with rank 0's; an averaged model would average them; and they stay float64
+    through ``.half()`` and ``.to(dtype)``.
+    """
+
+    def __init__(self, state: RuleState, ranks: Collective) -> None:
         super().__init__()
-        self.gamma, self.alpha = float(gamma), float(alpha)
-        self.s_init = number_or_nan(s_init)
-        self.process_group = process_group
-        self._memory = Memory(follows=isinstance(lam, LamRule))
-        # Not by register_buffer: it refuses the names of Weighting's properties.
-        self._buffers.update(new_state(lam, self.s_init, torch.device("cpu")))
-
-    def _state(self) -> MutableMapping[str, Tensor]:
-        return self._buffers
-
-    def _rule(self) -> tuple[float, float, float]:
-        return self.gamma, self.alpha, self.s_init
+        self.weigher = Weigher(state, ranks)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> AttentionState:
-        for name, tensor in self._buffers.items():
-            self._buffers[name] = tensor.to(fn(tensor).device)
+        # fn(t), not its result: share_memory() changes what it is given.
+        self.weigher.state.move(fn(self.weigher.state.log_s).device)
         return self
 
-    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        super()._load_from_state_dict(*args, **kwargs)
-        self._forget()
+    def _save_to_state_dict(
+        self, destination: dict[str, Any], prefix: str, keep_vars: bool
+    ) -> None:
+        state = self.weigher.state
+        for name in TENSORS:
+            destination[prefix + name] = getattr(state, name)
+        numbers = [math.nan if v is None else float(v) for v in map(state.entries().get, CONSTANTS)]
+        destination[prefix + "rule"] = torch.tensor(numbers, dtype=torch.float64)
 
-    def __getstate__(self) -> dict[str, Any]:
-        is_local = isinstance(self.process_group, str)  # a process group cannot be copied
-        return {**self.__dict__, "process_group": "local" if is_local else None}
+    def _load_from_state_dict(
+        self,
+        state_dict: Mapping[str, Any],
+        prefix: str,
+        local_metadata: Mapping[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        ours = {k[len(prefix) :]: v for k, v in state_dict.items() if k.startswith(prefix)}
+        entries = {name: ours.pop(name) for name in TENSORS if name in ours}
+        if "rule" in ours:  # checkpoints of before it was saved leave the instance's
+            entries.update(_constants(ours.pop("rule")))
+        unexpected_keys += [prefix + name for name in ours] if strict else []
+        missing_keys += [prefix + name for name in TENSORS if name not in entries]
+        try:
+            self.weigher.check_no_micro_batches("no state can be loaded")
+            self.weigher.state.load(entries)
+        except (TypeError, ValueError, RuntimeError) as error:
+            error_msgs.append(f"{prefix}: {error}")
+            return
+        self.weigher.forget()
+
+
+def _constants(row: Tensor) -> dict[str, Any]:
+    """γ, α, s_1 and the guards from their row, in which NaN stands for None."""
+    values: dict[str, Any] = dict(zip(CONSTANTS, row.tolist(), strict=True))
+    for name in ("gamma", "max_weight"):
+        if math.isnan(values[name]):
+            values[name] = None
+    values["keep_loss"] = bool(values["keep_loss"])
+    return values
 
 
 class AttentionalLoss(nn.Module):
@@ -65,23 +90,27 @@ class AttentionalLoss(nn.Module):
         criterion = AttentionalLoss(nn.CrossEntropyLoss(reduction="none"), lam=1.0)
         loss = criterion(model(x), y)
 
-    The same rule as `ABSGD.weigh`, with state of its own in buffers (so it is in the module's
-    ``state_dict``, moves with ``.to(device)``, and works with any optimizer), or sharing an
-    `ABSGD`'s λ and state; it owns no buffers then. In ``eval()`` and under ``torch.no_grad()`` the
-    result is the plain mean.
+    The same rule as `ABSGD.weigh`, with state of its own (in the module's ``state_dict``; it moves
+    with ``.to(device)``, and works with any optimizer), or sharing an `ABSGD`'s λ and state; it
+    owns none then. In ``eval()`` and under ``torch.no_grad()`` the result is the plain mean.
 
     Args:
         criterion: a module or function that returns one loss a sample (``reduction="none"``).
-            With one of this package's losses, elements of ``ignore_index`` are masked out. For
-            others, give ``mask=`` in the call.
-        lam, gamma, s_init, alpha, process_group: as in `ABSGD`.
-        optimizer: an `ABSGD` whose λ and state to share; the arguments above are then its.
+            Over this package's losses, ``nn.CrossEntropyLoss`` and ``nn.NLLLoss``, elements of
+            ``ignore_index`` are masked out. For others, give ``mask=`` in the call.
+        lam, gamma, s_init, alpha, max_weight, keep_loss, process_group: as in `ABSGD`.
+        class_weight: (C), finite and ≥ 0: the base measure of each class, outside the exponential
+            (w_y for class indices, Σ_c w_c q_c for class probabilities). A buffer. The criterion's
+            own ``weight`` multiplies the loss itself, and so stands inside the exponential.
+        optimizer: an `ABSGD` whose λ and state to share; λ and the like are then its.
 
     Raises:
         TypeError: ``criterion`` is not callable, ``optimizer`` not an `ABSGD`, or a number not one.
         ValueError: a number is out of its range, stands beside ``optimizer``, or ``criterion``
             reduces its losses.
     """
+
+    class_weight: Tensor | None
 
     def __init__(
         self,
@@ -91,96 +120,154 @@ class AttentionalLoss(nn.Module):
         s_init: float | None = None,
         alpha: float | None = None,
         *,
+        max_weight: float | None = None,
+        keep_loss: bool | None = None,
+        class_weight: Tensor | None = None,
         optimizer: ABSGD | None = None,
         process_group: ProcessGroup | Literal["local"] | None = None,
     ) -> None:
-        if not callable(criterion):
-            raise TypeError(f"criterion must be a module or a function, got {criterion!r}")
-        reduction = getattr(criterion, "reduction", "none")
-        if reduction != "none":
-            raise ValueError(
-                f'criterion must return one loss a sample: give it reduction="none", '
-                f"not {reduction!r}"
-            )
-        given = {
+        _rule_checks.check_criterion(criterion)
+        _rule_checks.check_base_weight(class_weight)
+        rule: dict[str, Any] = {
             "lam": lam,
             "gamma": gamma,
             "s_init": s_init,
             "alpha": alpha,
+            "max_weight": max_weight,
+            "keep_loss": keep_loss,
             "process_group": process_group,
         }
-        given = {name: value for name, value in given.items() if value is not None}
         if optimizer is not None:
+            given = [name for name, value in rule.items() if value is not None]
             if not isinstance(optimizer, ABSGD):
                 raise TypeError(f"optimizer must be an ABSGD, got {type(optimizer)}")
             if given:
                 raise ValueError(f"{', '.join(given)}: these are the optimizer's, give one or both")
-        rule = {"lam": math.inf, "gamma": 0.9, "s_init": None, "alpha": 1.0, "process_group": None}
-        rule.update(given)
-        _checks.check_rule(**rule)
+        defaults: dict[str, Any] = {"lam": math.inf, "alpha": 1.0, "keep_loss": False}
+        rule = {name: defaults.get(name) if v is None else v for name, v in rule.items()}
+        _rule_checks.check_rule(**rule)
         super().__init__()
         self.criterion = criterion
-        self.attention: Weighting = optimizer or AttentionState(**rule)
+        ranks = Collective(rule.pop("process_group"))
+        self.attention: ABSGD | AttentionState = (
+            AttentionState(RuleState(**rule), ranks) if optimizer is None else optimizer
+        )
+        weight = None if class_weight is None else class_weight.detach().clone()
+        self.register_buffer("class_weight", weight)
 
-    def forward(self, input: Tensor, target: Any, mask: Tensor | None = None) -> Tensor:
+    @property
+    def weigher(self) -> Weigher:
+        return self.attention.weigher
+
+    def forward(
+        self,
+        input: Tensor,
+        target: Any,
+        mask: Tensor | None = None,
+        weight: Tensor | None = None,
+    ) -> Tensor:
         """The weighted loss of a batch, or its plain mean in evaluation.
 
         Args:
             input, target: what ``criterion`` takes.
             mask: as in `ABSGD.weigh`; beside ``ignore_index``.
+            weight: as in `ABSGD.weigh`; multiplies ``class_weight``.
 
         Returns:
             a scalar tensor.
         """
-        criterion, attention = self.criterion, self.attention
+        criterion = self.criterion
         if (
-            mask is None
-            and self.training
+            self.training
             and torch.is_grad_enabled()
-            and can_weigh_at_once(criterion, input, target, attention)
+            and can_weigh_at_once(criterion, input, target, self.weigher)
         ):
-            return weigh_at_once(criterion, input, target, attention)
+            _rule_checks.check_beside(input, target, mask, weight)
+            total = weigh_at_once(
+                criterion, input, target, self.weigher, mask, weight, self.class_weight
+            )
+            self._watch_classes(target)
+            return total
         losses = criterion(input, target)
-        counted = getattr(criterion, "counted", None)
-        if counted is not None:
-            not_ignored = counted(target)
-            if not_ignored is not None:
-                mask = not_ignored if mask is None else mask & not_ignored
-        return self.weigh(losses, mask)
+        not_ignored = counted(criterion, target)
+        if not_ignored is not None:
+            mask = not_ignored if mask is None else mask & not_ignored
+        if self.class_weight is not None:
+            base = gathered(self.class_weight, target, losses, mask)
+            weight = base if weight is None else weight * base
+        total = self.weigh(losses, mask, weight)
+        if self.training:
+            self._watch_classes(target)
+        return total
 
-    def weigh(self, losses: Tensor, mask: Tensor | None = None) -> Tensor:
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> AttentionalLoss:
+        kept = self.class_weight
+        super()._apply(fn, recurse)
+        if kept is not None and self.class_weight is not None:
+            self.class_weight = kept.to(self.class_weight.device)  # in its own dtype
+        return self
+
+    def _watch_classes(self, target: Any) -> None:
+        weights = self.weights
+        if (
+            not torch.compiler.is_compiling()
+            and self.weigher.state.is_negative
+            and isinstance(target, Tensor)
+            and target.dtype is torch.int64
+            and weights is not None
+            and weights.shape == target.shape
+        ):
+            self.weigher.watch.look_at_classes(self.weigher.state, weights, target)
+
+    def weigh(
+        self, losses: Tensor, mask: Tensor | None = None, weight: Tensor | None = None
+    ) -> Tensor:
         """As `ABSGD.weigh`; in ``eval()`` the plain mean."""
         if self.training:
-            return self.attention.weigh(losses, mask)
-        _checks.check_losses(losses, mask)
-        return plain_mean(losses, mask)
+            return self.weigher.weigh(losses, mask, weight)
+        _rule_checks.check_losses(losses, mask, weight)
+        return plain_mean(losses, mask, weight)
 
     @property
     def weights(self) -> Tensor | None:
         """As `ABSGD.weights`."""
-        return self.attention.weights
+        return self.weigher.weights
 
     @property
     def lam(self) -> Tensor:
         """As `ABSGD.lam`; settable."""
-        return self.attention.lam
+        return self.weigher.state.lam.clone()
 
     @lam.setter
     def lam(self, value: Lam) -> None:
-        self.attention.set_lam(value)
+        self.weigher.set_lam(value)
+
+    @property
+    def lam_rule(self) -> LamRule | None:
+        """As `ABSGD.lam_rule`."""
+        return self.weigher.state.rule
 
     @property
     def log_s(self) -> Tensor:
         """As `ABSGD.log_s`."""
-        return self.attention.log_s
+        return self.weigher.state.log_s.clone()
+
+    @property
+    def has_loaded_state(self) -> bool:
+        """Whether a state dict has been loaded: a schedule then does not begin anew."""
+        return self.weigher.was_loaded
 
     def restart(self, lam: Lam) -> None:
         """Stage two: forgets ``log_s`` and goes on at another λ."""
-        self.attention.restart(lam)
+        self.weigher.restart(lam)
 
     def stats(self) -> Stats:
         """As `ABSGD.stats`."""
-        return self.attention.stats()
+        return self.weigher.stats()
+
+    def frozen(self) -> AbstractContextManager[None]:
+        """As `ABSGD.frozen`."""
+        return self.weigher.frozen()
 
     def accumulate(
         self, params: Iterable[Tensor], divisor: float = 1, overlap: bool = False
@@ -191,14 +278,43 @@ class AttentionalLoss(nn.Module):
             with criterion.accumulate(model.parameters()):
                 criterion(model(x), y).backward()
         """
-        params = list(params)
-        return self.attention._accumulate(
-            lambda: [p.grad for p in params if p.grad is not None], divisor, overlap
+        kept = _rule_checks.tensors("params", params)
+        return self.weigher.accumulate(
+            lambda: [p.grad for p in kept if p.grad is not None], divisor, overlap
         )
 
     def finalize_grads_(self) -> None:
         """As `ABSGD.finalize_grads_`; call it before the optimizer's step."""
-        self.attention.finalize_grads_()
+        self.weigher.finalize_grads_()
+
+    def discard(self) -> None:
+        """As `ABSGD.discard`."""
+        self.weigher.discard()
 
     def extra_repr(self) -> str:
-        return f"lam={float(self.lam):g}"
+        return described(self.weigher.state)
+
+
+def counted(criterion: Any, target: Any) -> Tensor | None:
+    """True where an element of ``target`` counts; None if all do, or nobody can tell."""
+    if isinstance(criterion, PerSampleLoss):
+        return criterion.counted(target)
+    ignoring = isinstance(criterion, (nn.CrossEntropyLoss, nn.NLLLoss))
+    if not ignoring or not isinstance(target, Tensor) or target.is_floating_point():
+        return None
+    mask: Tensor = target != criterion.ignore_index
+    if target.device.type == "cpu" and not torch.compiler.is_compiling() and bool(mask.all()):
+        return None  # as without a mask to the last bit, and faster
+    return mask
+
+
+def gathered(class_weight: Tensor, target: Tensor, losses: Tensor, mask: Tensor | None) -> Tensor:
+    """The base measure of each sample: w_y for class indices (1 where they are ignored, which is
+    masked), Σ_c w_c q_c for class probabilities of shape (N, C, …)."""
+    _rule_checks.check_class_target(class_weight, target, losses, mask)
+    if target.is_floating_point():
+        if target.dim() == 1:
+            return target.to(class_weight.dtype) @ class_weight
+        return torch.tensordot(target.to(class_weight.dtype), class_weight, dims=([1], [0]))
+    out = (target < 0) | (target >= len(class_weight))
+    return class_weight[target.masked_fill(out, 0)].masked_fill(out, 1)

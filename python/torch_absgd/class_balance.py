@@ -1,20 +1,53 @@
-"""Class imbalance: class-balanced weights, when they begin, and imbalanced subsets of data sets."""
+"""Class imbalance: class counts, class-balanced weights, when they begin, and imbalanced subsets.
+
+Class weights in the criterion (``weight=``) multiply the loss itself and so stand inside the
+exponential, as in the paper's CB rows: take them there to reproduce the paper. Elsewhere take
+``class_weight=`` of `AttentionalLoss` or ``weight=`` of `weigh`, the base measure outside it: λ
+then measures losses alone, where inside they collapse training several times sooner and, with
+λ < 0, turn the balance upside down.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset, Subset
 
 from . import _checks
-from .losses import check_integer, positive_counts
+from .targets import targets_of
 
 
-def class_balanced_weights(class_counts: Sequence[int] | Tensor, beta: float = 0.9999) -> Tensor:
+def class_counts(dataset: Dataset[Any], num_classes: int | None = None) -> list[int]:
+    """The samples of each class, from the labels that ``dataset`` keeps: no image is read.
+
+    Args:
+        dataset: one of torchvision's, an ``ImageFolder``, a ``TensorDataset`` whose last tensor is
+            the labels, a Hugging Face data set with a column "label" or "labels", or any other with
+            ``targets`` or ``labels``; and ``Subset`` (of ``random_split`` too) and
+            ``ConcatDataset`` of these. A ``target_transform`` is applied.
+        num_classes: C; one more than the largest label if None.
+
+    Returns:
+        list of C counts, 0 where a class has no sample.
+
+    Raises:
+        TypeError: the labels cannot be found, or are not integers.
+        ValueError: they are not one a sample, or not in [0, C).
+    """
+    if num_classes is not None:
+        num_classes = _checks.check_integer("num_classes", num_classes, least=1)
+    labels = targets_of(dataset)
+    largest = int(labels.max())
+    if num_classes is not None and largest >= num_classes:
+        raise ValueError(f"targets must be in [0, num_classes = {num_classes}), got {largest}")
+    return cast("list[int]", labels.bincount(minlength=num_classes or 0).tolist())
+
+
+def class_balanced_weights(class_counts: _checks.Counts, beta: float = 0.9999) -> Tensor:
     """Weights by the effective number of samples, (1 − β)/(1 − β^n_c), normalised to sum to C.
 
     Cui et al.: Class-Balanced Loss Based on Effective Number of Samples. CVPR 2019, Proposition 1.
@@ -24,7 +57,8 @@ def class_balanced_weights(class_counts: Sequence[int] | Tensor, beta: float = 0
     favour the rare classes twice: choose λ on a split of the training set.
 
     Args:
-        class_counts: n_c > 0; any sequence, array or tensor.
+        class_counts: n_c > 0; any sequence, array or tensor; by class where it has keys or an
+            index, as a dict or the ``value_counts()`` of pandas.
         beta: in [0, 1).
 
     Returns:
@@ -33,19 +67,19 @@ def class_balanced_weights(class_counts: Sequence[int] | Tensor, beta: float = 0
     Raises:
         TypeError, ValueError: an argument is not what is said above; a class is empty.
     """
-    counts = positive_counts(class_counts)
+    counts = _checks.positive_counts(class_counts)
     _checks.check_number("beta", beta, "in [0, 1)", _checks.is_real(beta) and 0 <= beta < 1)
     if beta == 0:
-        return torch.ones(len(counts))
+        return torch.ones(len(counts), dtype=torch.float32, device="cpu")
     # expm1: 1 − β^n loses its digits where β is close to 1.
     weights = 1 / -torch.expm1(counts * math.log(beta))
     return (weights * (len(counts) / weights.sum())).float()
 
 
 class DeferredWeights:
-    """Deferred re-weighting (DRW): a criterion's class weights become ``weight`` at an epoch.
+    """Deferred re-weighting (DRW): class weights become ``weight`` at an epoch.
 
-    Cao et al. 2019, Algorithm 1. Until then they are what the criterion had: its own weights, or 1.
+    Cao et al. 2019, Algorithm 1. Until then they are what ``criterion`` had: its own weights, or 1.
     Which weights to defer is the caller's choice; Cao et al. use `class_balanced_weights`::
 
         criterion = PerSampleLDAM(class_counts)
@@ -54,34 +88,38 @@ class DeferredWeights:
             train_one_epoch(criterion)
             deferred.step()
 
-    The weights change in place, so a compiled model is not compiled anew.
+    Of a criterion they are inside the exponential, of an `AttentionalLoss` outside it: see above
+    when to use which. They change in place, so a compiled model is not compiled anew.
 
     Args:
-        criterion: a loss of this package, or another with a ``weight`` buffer.
-        weight: (C), from ``start_epoch`` on; epochs are counted from 0.
+        criterion: a loss of this package or another with a ``weight`` buffer, or an
+            `AttentionalLoss`, for its ``class_weight``.
+        weight: (C), finite and ≥ 0, from ``start_epoch`` on; epochs are counted from 0.
         start_epoch: ≥ 0.
+        name: of the buffer; "weight" if None and there is one, else "class_weight".
 
     Raises:
-        TypeError: ``criterion`` has no ``weight`` buffer, or an argument has the wrong type.
-        ValueError: ``start_epoch`` is negative, or ``weight`` has not the shape of the criterion's.
+        TypeError: ``criterion`` has no such buffer, or an argument has the wrong type.
+        ValueError: ``start_epoch`` or a weight is out of its range, or ``weight`` has not the shape
+            of the criterion's.
     """
 
-    def __init__(self, criterion: nn.Module, weight: Tensor, start_epoch: int) -> None:
-        if "weight" not in getattr(criterion, "_buffers", {}):
-            raise TypeError(f"criterion must have a buffer named weight, got {criterion!r}")
-        if not isinstance(weight, Tensor):
-            raise TypeError(f"weight must be a tensor of class weights, got {type(weight)}")
-        _check_natural("start_epoch", start_epoch, least=0)
-        before = criterion.weight
-        if before is not None and before.shape != weight.shape:
-            raise ValueError(
-                f"weight must have the shape of the criterion's, {tuple(before.shape)}, got "
-                f"{tuple(weight.shape)}"
-            )
-        self.criterion, self.start_epoch, self.epoch = criterion, start_epoch, 0
+    def __init__(
+        self,
+        criterion: nn.Module,
+        weight: Tensor,
+        start_epoch: int,
+        name: Literal["weight", "class_weight"] | None = None,
+    ) -> None:
+        self.name = _checks.check_class_weight_buffer(criterion, name)
+        before = criterion._buffers[self.name]
+        shape = None if before is None else tuple(before.shape)
+        _checks.check_class_weight("weight", weight, shape)
+        self.start_epoch = _checks.check_integer("start_epoch", start_epoch, least=0)
+        self.criterion, self.epoch = criterion, 0
         self._before = torch.ones_like(weight) if before is None else before.clone()
         self._after = weight.detach().clone()
-        criterion.weight = self._before.clone()
+        setattr(criterion, self.name, self._before.clone())
         self._set()
 
     def step(self) -> None:
@@ -94,11 +132,12 @@ class DeferredWeights:
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Goes on at the saved epoch, with that epoch's weights."""
-        self.epoch = state_dict["epoch"]
+        self.epoch = _checks.check_integer("epoch", state_dict["epoch"], least=0)
         self._set()
 
     def _set(self) -> None:
-        self.criterion.weight.copy_(self._after if self.epoch >= self.start_epoch else self._before)
+        in_use = cast(Tensor, self.criterion._buffers[self.name])
+        in_use.copy_(self._after if self.epoch >= self.start_epoch else self._before)
 
 
 def long_tailed_counts(n_max: int, num_classes: int, imbalance_ratio: float) -> list[int]:
@@ -118,7 +157,7 @@ def long_tailed_counts(n_max: int, num_classes: int, imbalance_ratio: float) -> 
     Raises:
         TypeError, ValueError: an argument is not what is said above.
     """
-    _check_profile(n_max, num_classes, imbalance_ratio)
+    _checks.check_profile(n_max, num_classes, imbalance_ratio)
     last = max(num_classes - 1, 1)
     return [max(1, int(n_max * (1 / imbalance_ratio) ** (c / last))) for c in range(num_classes)]
 
@@ -129,12 +168,12 @@ def step_counts(n_max: int, num_classes: int, imbalance_ratio: float) -> list[in
     Buda et al.: A Systematic Study of the Class Imbalance Problem in Convolutional Neural Networks.
     Neural Networks 2018. Arguments, truncation and errors as in `long_tailed_counts`.
     """
-    _check_profile(n_max, num_classes, imbalance_ratio)
+    _checks.check_profile(n_max, num_classes, imbalance_ratio)
     few = max(1, int(n_max * (1 / imbalance_ratio)))
     return [n_max if c < num_classes // 2 else few for c in range(num_classes)]
 
 
-class ImbalancedSubset(Subset):
+class ImbalancedSubset(Subset[Any]):
     """A balanced data set made long-tailed or step-imbalanced.
 
     A pure function of (data set, kind, ρ, seed): the samples of class c are the first of that class
@@ -147,8 +186,7 @@ class ImbalancedSubset(Subset):
             samples as the smallest of ``dataset``.
         imbalance_ratio: ρ.
         seed: ≥ 0.
-        targets: the class in [0, C) of each sample; ``dataset.targets`` or ``dataset.labels``,
-            where torchvision keeps them, if None.
+        targets: the class in [0, C) of each sample; found as by `class_counts` if None.
 
     Attributes:
         indices: list of int, ascending: which samples of ``dataset`` these are.
@@ -163,7 +201,7 @@ class ImbalancedSubset(Subset):
 
     def __init__(
         self,
-        dataset: Dataset,
+        dataset: Dataset[Any],
         kind: str,
         imbalance_ratio: float,
         seed: int = 0,
@@ -171,55 +209,15 @@ class ImbalancedSubset(Subset):
     ) -> None:
         profiles = {"lt": long_tailed_counts, "step": step_counts}
         _checks.check_choice("kind", kind, tuple(profiles))
-        _check_natural("seed", seed, least=0)
-        labels = _targets_of(dataset, targets)
+        seed = _checks.check_integer("seed", seed, least=0)
+        labels = targets_of(dataset, targets)
         present = labels.bincount()
+        _checks.check_no_class_missing(present)
         self.class_counts = profiles[kind](int(present.min()), len(present), imbalance_ratio)
-        order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
+        generator = torch.Generator("cpu").manual_seed(seed)
+        order = torch.randperm(len(labels), generator=generator, device="cpu")
         in_order = labels[order]
         chosen = [order[in_order == c][:n] for c, n in enumerate(self.class_counts)]
         indices = torch.cat(chosen).sort().values
         self.targets = labels[indices].tolist()
         super().__init__(dataset, indices.tolist())
-
-
-def _targets_of(dataset: Dataset, targets: Sequence[int] | Tensor | None) -> Tensor:
-    if targets is None:
-        targets = getattr(dataset, "targets", getattr(dataset, "labels", None))
-    if targets is None:
-        raise TypeError(
-            f"dataset must have targets or labels, or targets= be given, got {type(dataset)}"
-        )
-    labels = torch.as_tensor(targets)
-    if labels.is_floating_point() or labels.is_complex() or labels.dtype is torch.bool:
-        raise TypeError(f"targets must be integers, got {labels.dtype}")
-    if labels.dim() != 1 or len(labels) != len(dataset) or len(labels) == 0:
-        raise ValueError(
-            f"targets must be one a sample of dataset, {len(dataset)} ≥ 1, got shape "
-            f"{tuple(labels.shape)}"
-        )
-    if labels.min() < 0:
-        raise ValueError(f"targets must be ≥ 0, got {labels.min()}")
-    labels = labels.to("cpu", torch.int64)
-    missing = (labels.bincount() == 0).nonzero().flatten().tolist()
-    if missing:
-        classes = int(labels.max()) + 1
-        raise ValueError(f"targets must hold every class in [0, {classes}), got none of {missing}")
-    return labels
-
-
-def _check_profile(n_max: object, num_classes: object, imbalance_ratio: object) -> None:
-    _check_natural("n_max", n_max, least=1)
-    _check_natural("num_classes", num_classes, least=1)
-    _checks.check_number(
-        "imbalance_ratio",
-        imbalance_ratio,
-        f"in [1, n_max = {n_max}]",
-        _checks.is_real(imbalance_ratio) and 1 <= imbalance_ratio <= n_max,
-    )
-
-
-def _check_natural(name: str, value: object, least: int) -> None:
-    check_integer(name, value)
-    if value < least:
-        raise ValueError(f"Invalid {name} value: {value} (must be ≥ {least})")

@@ -8,12 +8,12 @@ The formula of them all stands in ``csrc/absgd.h``.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from numbers import Integral
 
 import torch
 from torch import Tensor, nn
 
 from . import _checks
+from ._checks import check_integer, positive_counts
 from ._loss_ops import arithmetic_type, softmax_loss
 
 
@@ -242,32 +242,6 @@ class PerSampleLogitAdjusted(PerSampleLoss):
         self.register_buffer("offset", (tau * (counts / counts.sum()).log()).float())
 
 
-def positive_counts(class_counts: Sequence[int] | Tensor) -> Tensor:
-    """``class_counts`` as float64 [C].
-
-    Raises:
-        TypeError: they are not numbers.
-        ValueError: they are not a non-empty list, or one is not finite and > 0; names the classes.
-    """
-    try:
-        counts = torch.as_tensor(class_counts).detach().to("cpu", torch.float64)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise TypeError(
-            f"class_counts must be numbers, one a class, got {class_counts!r}"
-        ) from error
-    if counts.dim() != 1 or counts.numel() == 0:
-        raise ValueError(
-            f"class_counts must have shape (C) with C ≥ 1, got shape {tuple(counts.shape)}"
-        )
-    empty = ((counts <= 0) | ~counts.isfinite()).nonzero().flatten().tolist()
-    if empty:
-        raise ValueError(
-            f"class_counts must be finite and > 0, got {counts[empty].tolist()} for class(es) "
-            f"{empty}"
-        )
-    return counts
-
-
 def _check_weight(weight: object) -> None:
     if weight is None:
         return
@@ -279,11 +253,6 @@ def _check_weight(weight: object) -> None:
         raise ValueError(f"weight must have shape (C) with C ≥ 1, got {tuple(weight.shape)}")
     if not weight.is_meta and not bool((weight.isfinite() & (weight >= 0)).all()):
         raise ValueError(f"weight must be finite and ≥ 0, got {weight.tolist()}")
-
-
-def check_integer(name: str, value: object) -> None:
-    if not isinstance(value, Integral) or isinstance(value, bool):
-        raise TypeError(f"{name} must be an integer, got {value!r}")
 
 
 def _at_least_float32(values: Tensor) -> Tensor:

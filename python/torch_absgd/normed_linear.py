@@ -2,8 +2,20 @@
 
 from __future__ import annotations
 
+import math
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+
+def unit(rows: Tensor) -> Tensor:
+    """Each row over its norm, which half precision would overflow: computed in float32 for it. A
+    row of zeros stays one, and its gradient is 0."""
+    wide = rows.float() if rows.dtype in (torch.float16, torch.bfloat16) else rows
+    norm: Tensor = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
+    norm = norm.masked_fill(norm == 0, math.inf)
+    return (wide / norm).to(rows.dtype)
 
 
 class NormedLinear(nn.Linear):
@@ -19,13 +31,17 @@ class NormedLinear(nn.Linear):
     """
 
     def __init__(
-        self, in_features: int, out_features: int, device: object = None, dtype: object = None
+        self,
+        in_features: int,
+        out_features: int,
+        device: torch.device | str | int | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(in_features, out_features, bias=False, device=device, dtype=dtype)
 
     def forward(self, input: Tensor) -> Tensor:
         """(…, in_features) → (…, out_features)."""
-        return F.linear(F.normalize(input, dim=-1), F.normalize(self.weight, dim=-1))
+        return F.linear(unit(input), unit(self.weight))
 
     def extra_repr(self) -> str:
         return f"in_features={self.in_features}, out_features={self.out_features}"

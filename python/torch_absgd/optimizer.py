@@ -3,32 +3,26 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, MutableMapping
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
-from operator import attrgetter
-from types import NoneType
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.optim import SGD
 from torch.optim.optimizer import ParamsT
-from torch.optim.sgd import sgd
 
-from . import _checks
+from . import _checks, _rule_checks
+from .collective import Collective, ProcessGroup
+from .fused_step import MOMENTUM_KEYS, FusedStep
 from .lam_rules import LamRule
-from .optimizer_state import (
-    MOMENTUM_KEYS,
-    OPTIMIZER_WIDE,
-    agreed_entries,
-    convert_momentum,
-    same,
-)
-from .step_table import StepTable
-from .weighting import STATE, Lam, Memory, ProcessGroup, Weighting, new_state, number_or_nan
+from .rule_state import Lam, RuleState
+from .shared_groups import SharedGroups
+from .stats import Stats
+from .torch_step import torch_step
+from .weigher import Weigher
 
 
-class ABSGD(Weighting, SGD):
+class ABSGD(SharedGroups):
     r"""Attentional-Biased SGD (Qi, Xu, Yin, Jin, Yang, TMLR 2023, Algorithm 1).
 
     `weigh` turns per-sample losses into the scalar to differentiate, with weights
@@ -48,10 +42,16 @@ class ABSGD(Weighting, SGD):
             1, plain momentum SGD. λ > 0 attends to large losses (imbalance), λ < 0 to small ones
             (noisy labels). Settable later as ``opt.lam``. Or an `EffectiveSampleSize` or
             `KLRadius`, and λ is found.
-        gamma: γ in (0, 1], the moving-average rate of the normaliser s; 1: this batch alone.
+        gamma: γ in (0, 1], the moving-average rate of the normaliser s; 1: this batch alone. None
+            (default): 0.9 where λ is a number, 1 where a rule finds it.
         s_init: s_1, the normaliser before the first batch. None (default): the first batch sets
             it. 0.0 reproduces the authors' released code.
         alpha: α > 0, a factor on each batch's mean of exp(L/λ) (the released ``abalpha``).
+        max_weight: a cap c ≥ 1 on the weights, not renormalised: min(κp, c). None: no cap.
+        keep_loss: multiply the weights by κ = min(1, Σ|L| / Σ p|L|), so that the gradient keeps
+            the scale that the learning rate was chosen for, and the scalar reads as the plain mean
+            loss. With either guard, or under a rule, s stays below 1/γ times the batch's own mean:
+            one outlier does not silence the batches after it.
         momentum_form: ``"torch"``: v ← βv + (1−dampening)g, w ← w − ηv. ``"polyak"``: the paper's
             Equation 2, w_{t+1} = w_t − ηg + β(w_t − w_{t−1}). The same sequence while η and β are
             constant.
@@ -59,17 +59,13 @@ class ABSGD(Weighting, SGD):
             (default): the default group, if one is initialised; ``"local"``: each rank weighs its
             own batch.
 
-    λ, γ, α, s_init and momentum_form are the whole optimizer's: a parameter group that names
-    another value is an error.
+    λ and the arguments from gamma to momentum_form are the whole optimizer's: a parameter group
+    that names another value is an error.
 
     Raises:
         ValueError: an argument is out of its range; the message says which.
         TypeError: an argument is not a number.
     """
-
-    # GradScaler then sets grad_scale and found_inf before step(), which reads them on the device,
-    # and deletes them after. There may be no defaults: it multiplies a grad_scale that is there.
-    _step_supports_amp_scaling = True
 
     def __init__(
         self,
@@ -81,9 +77,11 @@ class ABSGD(Weighting, SGD):
         nesterov: bool = False,
         *,
         lam: Lam = math.inf,
-        gamma: float = 0.9,
+        gamma: float | None = None,
         s_init: float | None = None,
         alpha: float = 1.0,
+        max_weight: float | None = None,
+        keep_loss: bool = False,
         momentum_form: Literal["torch", "polyak"] = "torch",
         process_group: ProcessGroup | Literal["local"] | None = None,
         maximize: bool = False,
@@ -91,101 +89,133 @@ class ABSGD(Weighting, SGD):
         differentiable: bool = False,
         fused: bool | None = None,
     ) -> None:
-        _checks.check_rule(lam, gamma, s_init, alpha, process_group)
-        if momentum_form not in MOMENTUM_KEYS:
-            raise ValueError(
-                f"Invalid momentum_form value: {momentum_form!r} (must be 'torch' or 'polyak')"
-            )
-        _checks.check_group(
-            {
-                "lr": lr,
-                "momentum": momentum,
-                "dampening": dampening,
-                "weight_decay": weight_decay,
-                "nesterov": nesterov,
-                "maximize": maximize,
-                "foreach": foreach,
-                "differentiable": differentiable,
-                "fused": fused,
-                "momentum_form": momentum_form,
-            }
-        )
-        self.process_group = process_group
-        self._memory = Memory(follows=isinstance(lam, LamRule))
-        self._tables: dict[int, StepTable] = {}
-        s_init = number_or_nan(s_init)
-        self._at_construction: dict[str, Any] = {
-            **new_state(lam, s_init, torch.device("cpu")),
-            "gamma": float(gamma),
-            "alpha": float(alpha),
-            "s_init": s_init,
-            "momentum_form": momentum_form,
+        _rule_checks.check_rule(lam, gamma, s_init, alpha, max_weight, keep_loss, process_group)
+        _checks.check_choice("momentum_form", momentum_form, tuple(MOMENTUM_KEYS))
+        sgd_arguments = {
+            "lr": lr,
+            "momentum": momentum,
+            "dampening": dampening,
+            "weight_decay": weight_decay,
+            "nesterov": nesterov,
+            "maximize": maximize,
+            "foreach": foreach,
+            "differentiable": differentiable,
+            "fused": fused,
         }
-        super().__init__(
-            params,
-            lr,
-            momentum,
-            dampening,
-            weight_decay,
-            nesterov,
-            maximize=maximize,
-            foreach=foreach,
-            differentiable=differentiable,
-            fused=fused,
-        )
-        del self._at_construction
-        device = self.param_groups[0]["params"][0].device
-        if device.type != "meta":
-            self._move_state(device)
+        _rule_checks.check_group({**sgd_arguments, "momentum_form": momentum_form})
+        state = RuleState(lam, gamma, s_init, alpha, max_weight, keep_loss)
+        weigher = Weigher(state, Collective(process_group))
+        super().__init__(params, sgd_arguments, weigher, momentum_form)
 
-    # ---- the weighting rule's state, in the parameter groups
+    # ---- the weighting
 
-    def _state(self) -> MutableMapping[str, Tensor]:
-        return self.param_groups[0]
+    def weigh(
+        self, losses: Tensor, mask: Tensor | None = None, weight: Tensor | None = None
+    ) -> Tensor:
+        r"""Weighs per-sample losses by Algorithm 1 and returns the scalar to differentiate.
 
-    def _rule(self) -> tuple[float, float, float]:
-        group = self.param_groups[0]
-        return group["gamma"], group["alpha"], group["s_init"]
+        .. math::
+            p_i = \exp(L_i/\lambda - \log s), \qquad \frac{1}{B} \sum_i w_i p_i L_i
 
-    def _move_state(self, device: torch.device) -> None:
-        moved = {name: self.param_groups[0][name].to(device) for name in STATE}
-        for group in self.param_groups:
-            group.update(moved)
+        with :math:`p` a constant in the backward pass (Qi et al. 2023, Algorithm 1), after
+        :math:`\log s` has taken in this batch. The batch is that of all ranks of
+        ``process_group``; the result is scaled so that gradients averaged over the ranks are those
+        of one process with the whole batch.
 
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """As `torch.optim.Optimizer.add_param_group`. The group may name SGD's hyper-parameters;
-        another value of λ, γ, α, s_init or momentum_form than the optimizer's is an error."""
-        shared = self.param_groups[0] if self.param_groups else self._at_construction
-        shared = {name: shared[name] for name in OPTIMIZER_WIDE}
-        if isinstance(param_group, dict):
-            for name, value in shared.items():
-                if name in param_group and not same(param_group[name], value):
-                    raise ValueError(
-                        f"{name} is the whole optimizer's: a parameter group may not set it to "
-                        f"{param_group[name]} (it is {value})"
-                    )
-            param_group = {**param_group, **shared}
-            _checks.check_group({**self.defaults, **param_group})
-        super().add_param_group(param_group)
+        Under ``torch.no_grad()`` the result is the plain mean, (1/B) Σ w_i L_i, and nothing
+        changes.
+
+        Args:
+            losses: per-sample losses, of any shape but (), in any floating dtype. Half precision
+                is computed in float32.
+            mask: bool, the losses' shape and device: True where a loss counts. The others count
+                neither in B nor in log_s, and their weight is 0.
+            weight: class or sample weights w_i ≥ 0, finite, of the losses' shape and device: the
+                base measure of the DRO problem, outside the exponential. A sample of weight 0
+                counts in B and nowhere else. Not read where masked.
+
+        Returns:
+            a scalar, float64 for float64 losses and float32 otherwise; 0, attached to the graph,
+            if no loss counts; non-finite if one that counts is (``log_s`` then stays as it was).
+
+        Raises:
+            TypeError: ``losses`` or ``weight`` is not a floating-point tensor, or ``mask`` not a
+                bool one.
+            ValueError: ``losses`` is a scalar; ``mask`` or ``weight`` differs in shape or device;
+                a weight is negative or not finite (asked where no device has to be waited for).
+            RuntimeError: micro-batches wait to be made a step.
+        """
+        self._adopt()
+        return self.weigher.weigh(losses, mask, weight)
+
+    @property
+    def weights(self) -> Tensor | None:
+        """The weights of the last batch, min(κp_i, c): p_i without guards. Detached, in the shape
+        of its losses; float64 for float64 losses, float32 otherwise. None before the first."""
+        return self.weigher.weights
+
+    @property
+    def lam(self) -> Tensor:
+        """λ now, a 0-dim float64 copy (``float(opt.lam)`` for a number). Assign a number or a 0-dim
+        tensor to change it: within one sign, ``log_s`` is carried over as
+        ``log_s · λ_old/λ_new``; on a change of sign, or from ±inf, the next batch initialises it.
+        Assign an `EffectiveSampleSize` or a `KLRadius` to let it be found; it then reads ±inf until
+        a batch has an answer, and the current value from there on."""
+        self._adopt()
+        return self.weigher.state.lam.clone()
+
+    @lam.setter
+    def lam(self, value: Lam) -> None:
+        self._adopt()
+        self.weigher.set_lam(value)
+
+    @property
+    def lam_rule(self) -> LamRule | None:
+        """The `EffectiveSampleSize` or `KLRadius` that finds λ; None where λ is a number."""
+        return self.weigher.state.rule
+
+    @property
+    def log_s(self) -> Tensor:
+        """log s, a 0-dim float64 copy: the normaliser, in the log domain. NaN while unset."""
+        return self.weigher.state.log_s.clone()
 
     def restart(self, lam: Lam, reset_momentum: bool = False) -> None:
         """Stage two: begins Algorithm 1 anew at another λ ("restarting it with a decayed λ", Qi et
         al. 2023, Section 4.3). Forgets ``log_s``, and the momentum too if asked to.
 
         Args:
-            lam: the new λ, a number ≠ 0 or a 0-dim tensor.
+            lam: the new λ, as at construction.
             reset_momentum: forget the momentum buffers.
         """
         _checks.check_choice("reset_momentum", reset_momentum, (True, False))
-        super().restart(lam)
+        self._adopt()
+        self.weigher.restart(lam)
         if reset_momentum:
             for group in self.param_groups:
                 for p in group["params"]:
-                    self.state[p].pop(MOMENTUM_KEYS[group["momentum_form"]], None)
+                    self.state[p].pop(MOMENTUM_KEYS[self.momentum_form], None)
+
+    def stats(self) -> Stats:
+        """What the weights did in the last batch and as a running mean: see `Stats`. Reading a
+        number from it is what synchronises, not this call."""
+        return self.weigher.stats()
+
+    def frozen(self) -> AbstractContextManager[None]:
+        """Weighs without taking the batch in: λ, ``log_s`` and the statistics stay as they were.
+        For a second forward pass on one batch, such as SAM's at the perturbed parameters::
+
+            opt.weigh(losses(model, batch)).backward()
+            perturb(model)
+            with opt.frozen():
+                opt.weigh(losses(model, batch)).backward()
+        """
+        return self.weigher.frozen()
 
     # ---- gradient accumulation
 
-    def accumulate(self, divisor: float = 1, overlap: bool = False) -> AbstractContextManager[None]:
+    def accumulate(
+        self, divisor: float = 1, overlap: bool = False, params: Iterable[Tensor] = ()
+    ) -> AbstractContextManager[None]:
         """Marks micro-batches that together make one step: k of them give, exactly, the step of
         the k times larger batch::
 
@@ -196,25 +226,44 @@ class ABSGD(Weighting, SGD):
 
         Run each micro-batch's backward pass before the next `weigh`. Everything in ``.grad`` is
         scaled at the end: the backward pass of a loss that is not `weigh`'s (a penalty, an
-        auxiliary head) belongs after `finalize_grads_`.
+        auxiliary head) belongs after `finalize_grads_`. With ``max_weight`` the cap is taken
+        against the normaliser of the batches before, or of the first micro-batch. `discard` drops
+        micro-batches that cannot be finished.
 
         Args:
             divisor: what the loop divides each micro-batch's scalar by before ``backward()``: 1
                 here; k where a framework takes the mean over k micro-batches (Lightning,
                 accelerate, HF Trainer).
-            overlap: with several ranks, start the collective and go on with the backward pass;
-                `finalize_grads_` waits for it. Also useful for a single batch. The weights then
-                use the normaliser of the batches before, which is not raised for this one.
+            overlap: with several ranks and a number for λ, start the collective and go on with the
+                backward pass; `finalize_grads_` waits for it. Also useful for a single batch. The
+                weights then use the normaliser of the batches before, which is not raised for this
+                one.
+            params: parameters of other optimizers whose gradients come from the same losses, and
+                so have to be scaled too.
         """
-        return self._accumulate(self._gradients, divisor, overlap)
+        others = _rule_checks.tensors("params", params)
 
-    def _gradients(self) -> list[Tensor]:
-        return [p.grad for g in self.param_groups for p in g["params"] if p.grad is not None]
+        def gradients() -> list[Tensor]:
+            own = (p for g in self.param_groups for p in g["params"])
+            return [p.grad for p in dict.fromkeys((*own, *others)) if p.grad is not None]
+
+        return self.weigher.accumulate(gradients, divisor, overlap)
+
+    def finalize_grads_(self) -> None:
+        """Turns gradients accumulated under `accumulate` into those of the whole batch, in place,
+        and takes that batch into ``log_s``. It belongs after ``GradScaler.unscale_`` and before
+        clipping; `step` calls it if nobody has. Without an accumulation it does nothing."""
+        self.weigher.finalize_grads_()
+
+    def discard(self) -> None:
+        """Drops micro-batches that cannot be made a step (a NaN, an interrupted window), and their
+        gradients: ``log_s`` and the parameters stay as they were."""
+        self.weigher.discard()
+        super().zero_grad()
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         super().zero_grad(set_to_none)
-        if self._memory.accumulation is not None:
-            self._memory.accumulation = self._memory.accumulation.after_zero_grad()
+        self.weigher.on_zero_grad()
 
     # ---- the step
 
@@ -232,222 +281,40 @@ class ABSGD(Weighting, SGD):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        self.finalize_grads_()
-        if self._must_skip():
-            return loss
-        for index, group in enumerate(self.param_groups):
-            if not self._table_step(index, group):
-                self._step_group(group)
+        self.weigher.finalize_grads_()
+        grad_scale, found_inf = self._from_scaler()
+        while len(self._fused) < len(self.param_groups):
+            self._fused.append(FusedStep())
+        for fused, group in zip(self._fused, self.param_groups, strict=True):
+            if not fused.step(group, self.state, grad_scale, found_inf):
+                torch_step(self, group, grad_scale, found_inf)
         return loss
 
-    def _step_group(self, group: dict[str, Any]) -> None:
-        if _takes_torch_path(group):
-            self._torch_step(group)
-        else:
-            self._fused_step(group)
+    def step_parameter(self, p: Tensor) -> None:
+        """The step of one parameter, by its ``.grad`` and its group's hyper-parameters.
 
-    def _must_skip(self) -> bool:
-        """Whether the host knows, or has to know now, that gradients overflowed under AMP.
-
-        On a device, the kernels read found_inf themselves. Only the first step with dampening has
-        to ask: whether a buffer exists from then on is the host's knowledge.
+        Raises:
+            ValueError: ``p`` is not a parameter of this optimizer.
         """
-        found_inf = self._from_scaler("found_inf")
-        if found_inf is None:
-            return False
-        must_ask = found_inf.device.type == "cpu" or any(
-            _takes_torch_path(group)
-            or (group["dampening"] != 0 and any(self._is_fresh(p, group) for p in group["params"]))
-            for group in self.param_groups
-        )
-        return must_ask and found_inf.item() != 0
-
-    def _from_scaler(self, name: Literal["grad_scale", "found_inf"]) -> Tensor | None:
-        return getattr(self, name, None)
-
-    def _is_fresh(self, p: Tensor, group: dict[str, Any]) -> bool:
-        return self.state[p].get(MOMENTUM_KEYS[group["momentum_form"]]) is None
-
-    def _table_step(self, index: int, group: dict[str, Any]) -> bool:
-        """The fused kernel on addresses kept from the step before; False where they do not hold,
-        as on a first step, or where the general way has to be taken."""
-        if torch.compiler.is_compiling() or _chooses_torch(group):
-            return False
-        params, grads = _with_gradients(group["params"])
-        momenta = []
-        if group["momentum"] != 0:
-            key = MOMENTUM_KEYS[group["momentum_form"]]
-            momenta = [self.state[p].get(key) for p in params]
-        table = self._tables.get(index)
-        if table is None or not table.describes(params, momenta):
-            if not params or any(v is None for v in momenta):
-                return False
-            table = self._tables[index] = StepTable(params, grads, momenta)
-        if not table.update(grads):
-            if table.is_plain:  # else kept, so that it is not built anew at each step
-                del self._tables[index]
-            return False
-        torch.ops.absgd.sgd_step_table.default(
-            table.tensor, table.anchor, *self._arguments(group, table.anchor.device)
-        )
-        torch.autograd.graph.increment_version(table.changed)
-        return True
-
-    def _arguments(self, group: dict[str, Any], device: torch.device) -> tuple[Any, ...]:
-        """The group's hyper-parameters, in the operators' order."""
-        lr = group["lr"]
-        if torch.compiler.is_compiling() and not isinstance(lr, Tensor):
-            # As an operator's float it would be a constant of the graph, compiled for each value;
-            # the compiler keeps a product with a tensor symbolic.
-            lr = torch.ones((), dtype=torch.float64, device=device) * lr
-        return (
-            math.nan if isinstance(lr, Tensor) else lr,
-            _float64_on(lr, device),
-            group["momentum"],
-            group["dampening"],
-            group["weight_decay"],
-            group["nesterov"],
-            group["maximize"],
-            group["momentum_form"] == "polyak",
-            _float64_on(self._from_scaler("grad_scale"), device),
-            _float64_on(self._from_scaler("found_inf"), device),
-        )
-
-    def _fused_step(self, group: dict[str, Any]) -> None:
-        """The fused kernel, once for each device and for buffers that do and do not exist yet."""
-        key = MOMENTUM_KEYS[group["momentum_form"]]
-        batches: dict[tuple[torch.device, bool], list[tuple[Tensor, Tensor, Tensor | None]]] = {}
-        for p in group["params"]:
-            if p.grad is None:
-                continue
-            momentum = self.state[p].get(key) if group["momentum"] != 0 else None
-            fresh = group["momentum"] != 0 and momentum is None
-            if fresh:
-                # Under AMP the step may be skipped on the device: zeros are then a buffer that has
-                # seen no step, and the kernel need not know that it is the first.
-                momentum = torch.zeros_like(p) if self._is_amp() else torch.empty_like(p)
-            batches.setdefault((p.device, fresh and not self._is_amp()), []).append(
-                (p, p.grad, momentum)
-            )
-        for (device, fresh), tensors in batches.items():
-            self._launch(group, device, fresh, tensors)
-            if group["momentum"] != 0:
-                for p, _, momentum in tensors:
-                    self.state[p][key] = momentum
-
-    def _is_amp(self) -> bool:
-        found_inf = self._from_scaler("found_inf")
-        return found_inf is not None and found_inf.device.type != "cpu"
-
-    def _launch(
-        self,
-        group: dict[str, Any],
-        device: torch.device,
-        fresh: bool,
-        tensors: list[tuple[Tensor, Tensor, Tensor | None]],
-    ) -> None:
-        params = [_local(p) for p, _, _ in tensors]
-        grads = [_local(g.to(p.dtype)) for p, g, _ in tensors]
-        momenta = [_local(v) for _, _, v in tensors if v is not None]
-        torch.ops.absgd.sgd_step_(params, grads, momenta, fresh, *self._arguments(group, device))
-        torch.autograd.graph.increment_version(params + momenta)
-
-    def _torch_step(self, group: dict[str, Any]) -> None:
-        """torch.optim.SGD's own step of one group."""
-        params: list[Tensor] = []
-        grads: list[Tensor] = []
-        momenta: list[Tensor | None] = []
-        has_sparse_grad = self._init_group(group, params, grads, momenta)
-        if group["momentum_form"] == "polyak" and group["momentum"] != 0:
-            raise RuntimeError("sparse gradients need momentum_form='torch', got 'polyak'")
-        grad_scale = self._from_scaler("grad_scale")
-        if grad_scale is not None:
-            grads = [g / grad_scale.to(g.device) for g in grads]
-        with torch.set_grad_enabled(group["differentiable"]):
-            sgd(
-                params,
-                grads,
-                momenta,
-                has_sparse_grad=has_sparse_grad,
-                foreach=group["foreach"],
-                fused=group["fused"],
-                weight_decay=group["weight_decay"],
-                momentum=group["momentum"],
-                lr=group["lr"],
-                dampening=group["dampening"],
-                nesterov=group["nesterov"],
-                maximize=group["maximize"],
-            )
-        if group["momentum"] != 0:
-            for p, momentum in zip(params, momenta, strict=True):
-                self.state[p]["momentum_buffer"] = momentum
-
-    # ---- state dicts, pickling, copying
-
-    def __getstate__(self) -> dict[str, Any]:
-        # A process group cannot be copied; a copy finds the default group again.
-        is_local = isinstance(self.process_group, str)
-        return {**super().__getstate__(), "process_group": "local" if is_local else None}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        """Takes over a pickled optimizer or, from load_state_dict, loaded state: into the tensors
-        that exist, on their device. What it lacks (a plain SGD's has no λ) stays as it was."""
-        if "param_groups" not in self.__dict__:
-            super().__setstate__(state)
-            self._tables = {}
-            self._forget()
-            return
-        own = {name: self.param_groups[0][name] for name in OPTIMIZER_WIDE}
-        loaded = agreed_entries(state["param_groups"])
-        form = loaded.pop("momentum_form", "torch")
-        for group in state["param_groups"]:
-            here = {"momentum_form": own["momentum_form"]}
-            _checks.check_group({**self.defaults, **group, **here})
-        if form != own["momentum_form"]:
-            convert_momentum(state, form, own["momentum_form"])
-        super().__setstate__(state)
-        for name in STATE:
-            if name in loaded:
-                own[name].copy_(torch.as_tensor(loaded.pop(name)))
-        own.update(loaded)
         for group in self.param_groups:
-            group.update(own)
-        self._tables = {}
-        self._forget()
+            if any(p is q for q in group["params"]):
+                alone = {**group, "params": [p]}
+                with torch.no_grad():
+                    if not FusedStep().step(alone, self.state, None, None):
+                        torch_step(self, alone, None, None)
+                return
+        raise ValueError(f"p must be a parameter of this optimizer, got shape {tuple(p.shape)}")
 
+    @property
+    def _step_supports_amp_scaling(self) -> bool:
+        """Whether GradScaler leaves scale and overflow to `step`, which then reads them on the
+        device: with ``fused=True``, as torch.optim.SGD has it. There may be no defaults for
+        grad_scale and found_inf: the scaler multiplies a grad_scale that is there."""
+        return all(group["fused"] for group in self.param_groups)
 
-def _local(t: Tensor) -> Tensor:
-    """The memory that the kernel works on: a DTensor's own shard, a complex tensor's reals."""
-    if hasattr(t, "to_local"):
-        t = t.to_local()
-    return torch.view_as_real(t.resolve_conj()) if t.is_complex() else t
+    @_step_supports_amp_scaling.setter
+    def _step_supports_amp_scaling(self, value: bool) -> None:
+        pass  # torch.optim.SGD sets it where fused=True
 
-
-def _with_gradients(params: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-    """The parameters that have a gradient, and their gradients."""
-    grads = [*map(attrgetter("grad"), params)]
-    if NoneType in map(type, grads):
-        params = [p for p, g in zip(params, grads, strict=True) if g is not None]
-        grads = [g for g in grads if g is not None]
-    return params, grads
-
-
-def _float64_on(value: float | Tensor | None, device: torch.device) -> Tensor | None:
-    """A tensor hyper-parameter as the kernel reads it; None for a number."""
-    return value.to(device, torch.float64).reshape(()) if isinstance(value, Tensor) else None
-
-
-def _chooses_torch(group: dict[str, Any]) -> bool:
-    """Whether the hyper-parameters ask for torch's own implementation."""
-    return (
-        group["differentiable"]
-        or group["foreach"] is not None
-        or group["fused"] is False
-        or isinstance(group["weight_decay"], Tensor)
-    )
-
-
-def _takes_torch_path(group: dict[str, Any]) -> bool:
-    return _chooses_torch(group) or any(
-        p.grad is not None and p.grad.is_sparse for p in group["params"]
-    )
+    def _from_scaler(self) -> tuple[Tensor | None, Tensor | None]:
+        return getattr(self, "grad_scale", None), getattr(self, "found_inf", None)

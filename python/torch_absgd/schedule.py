@@ -1,20 +1,25 @@
-"""λ against the epoch: the paper's two stages, and smoother ways to damp it.
+"""λ against the epoch: the paper's two stages, by a restart or by a ramp.
 
-The paper trains with λ = ∞ (plain SGD), then restarts ABSGD "with a decayed λ" (Section 5). A
-milestone is such a restart: log_s is forgotten. Damping moves λ a little each epoch instead, and
-log_s carries over (λ·log_s, the estimate of the objective, is kept).
+The paper trains with λ = ∞ (plain SGD), then restarts ABSGD "with a decayed λ" (Section 5):
+log_s is forgotten. A ramp moves λ a little each epoch instead, and log_s carries over (λ·log_s, the
+estimate of the objective, is kept): the safe way in, for selective weights lengthen the step.
 """
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol, cast
 
+import torch
+
+from . import _checks, _rule_checks
 from .lam_rules import LamRule
 
-__all__ = ["Damping", "LamScheduler"]
+__all__ = ["LamScheduler"]
+
+WRAPPERS = ("_orig_mod", "optimizer", "module")  # torch.compile; accelerate, Lightning; DDP
 
 
 class _HasLam(Protocol):
@@ -25,103 +30,77 @@ class _HasLam(Protocol):
     def restart(self, lam: float | LamRule) -> None: ...
 
 
-def _check_lam(name: str, lam: Any) -> float:
-    if isinstance(lam, bool) or not isinstance(lam, (int, float)):
-        raise TypeError(f"{name} must be a number, got {lam!r}")
-    if math.isnan(lam) or lam == 0:
-        raise ValueError(f"Invalid {name}: {lam} (any number except 0 and NaN; ±inf is plain SGD)")
-    return float(lam)
+def unwrapped(target: object) -> _HasLam:
+    """The first of ``target`` and what it wraps that itself has ``lam`` and ``restart``: a wrapper
+    may pass on what it is asked for, and keep what is assigned."""
+    found, seen = target, []
+    while found is not None and found not in seen:
+        if inspect.getattr_static(found, "lam", None) is not None and hasattr(found, "restart"):
+            return cast(_HasLam, found)
+        seen.append(found)
+        found = next((getattr(found, w) for w in WRAPPERS if hasattr(found, w)), None)
+    raise TypeError(
+        "target must have lam and restart(lam=...), as ABSGD and AttentionalLoss do, or wrap what "
+        f"has; got {type(target).__name__}"
+    )
 
 
-def _check_epoch(name: str, epoch: Any) -> int:
-    if isinstance(epoch, bool) or not isinstance(epoch, int):
-        raise TypeError(f"{name} must be an int, got {epoch!r}")
-    if epoch < 0:
-        raise ValueError(f"Invalid {name}: {epoch} (must be >= 0)")
-    return epoch
+def lam_of(target: _HasLam) -> float | LamRule:
+    """The rule that λ of ``target`` follows, where it says which, or λ itself."""
+    rule = getattr(target, "lam_rule", None)
+    return rule if isinstance(rule, LamRule) else float(target.lam)
 
 
-@dataclass(frozen=True)
-class Damping:
-    """Moves λ from the value in force at ``start_epoch`` to ``lam``, reached at ``end_epoch``.
+def selectivity(lam: float | LamRule) -> float:
+    """How far λ is from plain SGD, with its sign; 0 at λ = ±∞, and where it is not set (NaN)."""
+    if isinstance(lam, LamRule):
+        return lam.selectivity
+    return 0.0 if math.isnan(lam) else 1 / lam
 
-    With t = (epoch − start_epoch)/(end_epoch − start_epoch):
 
-    - ``"linear"``: 1/λ is linear in t. The start may be ±inf (1/λ = 0).
-    - ``"cosine"``: 1/λ follows (1 − cos πt)/2. The start may be ±inf.
-    - ``"exponential"``: log|λ| is linear in t. Both ends must be finite.
-
-    Both ends must have one sign.
-
-    Raises:
-        TypeError, ValueError: naming the argument that is not as above.
-    """
-
-    start_epoch: int
-    end_epoch: int
-    lam: float
-    shape: Literal["linear", "cosine", "exponential"] = "linear"
-
-    def __post_init__(self) -> None:
-        _check_epoch("start_epoch", self.start_epoch)
-        _check_epoch("end_epoch", self.end_epoch)
-        _check_lam("lam", self.lam)
-        if self.end_epoch <= self.start_epoch:
-            raise ValueError(
-                f"Invalid end_epoch: {self.end_epoch} (must be > start_epoch = {self.start_epoch})"
-            )
-        if self.shape not in ("linear", "cosine", "exponential"):
-            raise ValueError(
-                f"Invalid shape: {self.shape!r} (must be 'linear', 'cosine' or 'exponential')"
-            )
-
-    def check_start(self, start: float | LamRule) -> None:
-        """Raises ValueError if damping cannot begin at λ = ``start``."""
-        if isinstance(start, LamRule) or math.isnan(start):
-            raise ValueError("Invalid damping: it cannot begin where λ follows a rule")
-        finite = math.isfinite(start) and math.isfinite(self.lam)
-        if finite and (start > 0) != (self.lam > 0):
-            raise ValueError(
-                f"Invalid damping from lam = {start} to {self.lam}: the signs differ "
-                "(a change of sign is a new problem: use a milestone)"
-            )
-        if self.shape == "exponential" and not finite:
-            raise ValueError(
-                f"Invalid exponential damping from lam = {start} to {self.lam}: both must be "
-                "finite ('linear' and 'cosine' move 1/lam and may start at inf)"
-            )
-
-    def lam_at(self, epoch: int, start: float) -> float:
-        """λ at ``epoch`` ≥ start_epoch, having been ``start`` at start_epoch."""
-        if epoch >= self.end_epoch:
-            return float(self.lam)
-        t = (epoch - self.start_epoch) / (self.end_epoch - self.start_epoch)
-        if t == 0:
-            return start
-        if self.shape == "exponential":
-            return start * (self.lam / start) ** t
-        if self.shape == "cosine":
-            t = (1 - math.cos(math.pi * t)) / 2
-        inverse = (1 - t) / start + t / self.lam
-        return 1 / inverse if inverse else self.lam
+def between(start: float | LamRule, end: float | LamRule, t: float) -> float | LamRule:
+    """λ at t in [0, 1] of the line from ``start`` to ``end``, which are of one kind, or one is
+    plain SGD."""
+    if t == 1:
+        return end
+    a, b = (1 - t) * selectivity(start), t * selectivity(end)
+    value = a + b
+    if abs(value) <= 1e-12 * abs(a):  # 0 but for rounding, where the sign changes
+        return math.inf
+    kind = end if selectivity(end) != 0 else start
+    return kind.with_selectivity(value) if isinstance(kind, LamRule) else 1 / value
 
 
 class LamScheduler:
     """Sets λ of an optimizer or a loss by the epoch; ``step()`` once an epoch, as an LR scheduler.
 
-        schedule = LamScheduler(opt, milestones={160: 1.0})              # the paper's two stages
-        schedule = LamScheduler(opt, damping=Damping(100, 160, lam=1.0)) # from inf, 1/λ linear
+        schedule = LamScheduler(opt, {160: 1.0})                               # the paper's stages
+        schedule = LamScheduler(opt, {160: EffectiveSampleSize(0.8)}, over=10) # the safe start
 
-    The epoch is 0 at construction and ``step()`` adds 1. λ of a milestone holds from that epoch on;
-    the milestone 0 is applied by the constructor. λ is a function of the epoch alone: the later of
-    the last milestone and the damping's start rules.
+    The epoch is 0 at construction and ``step()`` adds 1. Without ``over``, a milestone is a restart
+    and its λ holds from that epoch on.
+
+    With ``over=n`` nothing restarts. In the milestone's epoch e λ is still what it was, and at
+    e + n it is the milestone's. Between, a line leads from the one to the other:
+
+    - for a number, 1/λ is linear in the epoch (0 at ∞; a change of sign passes through ∞);
+    - for an `EffectiveSampleSize`, the fraction is (1 at ∞, so it starts unselective);
+    - for a `KLRadius`, the radius is (0 at ∞).
+
+    Where the kind changes (a number to a rule, or one rule to another), no line leads across: λ is
+    ∞ in epoch e, and the ramp starts there. A later milestone ends a ramp and goes on from what λ
+    is then.
+
+    Milestone 0 is applied by the constructor, unless the target has loaded a state: what was saved
+    goes on then. (To begin a stage from a checkpoint, call ``target.restart(lam=…)``.)
 
     Args:
         target: an :class:`ABSGD`, an :class:`AttentionalLoss`, or any object that has a settable
-            ``lam`` and ``restart(lam=…)``. Its λ at construction holds until the first event.
-        milestones: epoch -> λ, each by ``target.restart(lam=λ)``. Negative λ, ±inf, and an
-            :class:`EffectiveSampleSize` or :class:`KLRadius` are allowed.
-        damping: a :class:`Damping`, which sets ``target.lam`` each epoch and restarts nothing.
+            ``lam`` and ``restart(lam=…)``; or a framework's wrapper of one (``.optimizer``), as
+            Lightning's and accelerate's. Its λ at construction holds until the first milestone.
+        milestones: epoch -> λ: a number other than 0 (negative and ±inf too), a 0-dim tensor, a
+            numpy scalar, an :class:`EffectiveSampleSize` or a :class:`KLRadius`.
+        over: epochs that each change takes, ≥ 0; 0: a restart.
 
     Raises:
         TypeError, ValueError: naming the argument at fault; ``target`` is then unchanged.
@@ -129,78 +108,71 @@ class LamScheduler:
 
     def __init__(
         self,
-        target: _HasLam,
-        milestones: Mapping[int, float | LamRule] | None = None,
-        damping: Damping | None = None,
+        target: object,
+        milestones: Mapping[int, Any] | None = None,
+        over: int = 0,
     ) -> None:
-        if not (hasattr(target, "lam") and callable(getattr(target, "restart", None))):
-            raise TypeError(
-                "target must have lam and restart(lam=...), as ABSGD and AttentionalLoss do; "
-                f"got {type(target).__name__}"
-            )
-        if milestones is not None and not isinstance(milestones, Mapping):
-            raise TypeError(f"milestones must be a mapping of epoch to lam, got {milestones!r}")
-        if damping is not None and not isinstance(damping, Damping):
-            raise TypeError(f"damping must be a Damping, got {damping!r}")
-        self.target = target
-        self.milestones = {
-            _check_epoch("milestone", epoch): lam
-            if isinstance(lam, LamRule)
-            else _check_lam(f"lam of milestone {epoch}", lam)
-            for epoch, lam in sorted((milestones or {}).items())
-        }
-        self.damping = damping
-        self.initial_lam = float(target.lam)
+        self.target = unwrapped(target)
+        self.milestones: dict[int, float | LamRule] = _rule_checks.check_milestones(milestones)
+        self.over = _checks.check_integer("over", over, least=0)
         self.last_epoch = 0
-        if damping is not None:
-            for epoch in self.milestones:
-                if damping.start_epoch < epoch <= damping.end_epoch:
-                    raise ValueError(
-                        f"Invalid milestone: {epoch} (within the damping of epochs "
-                        f"{damping.start_epoch} to {damping.end_epoch})"
-                    )
-            damping.check_start(self._lam_by_milestones(damping.start_epoch))
-        self._apply(0)
-
-    def _lam_by_milestones(self, epoch: int) -> float | LamRule:
-        past = [e for e in self.milestones if e <= epoch]
-        return self.milestones[past[-1]] if past else self.initial_lam
-
-    def lam_at(self, epoch: int) -> float | LamRule:
-        """λ that this schedule gives ``epoch``."""
-        damping = self.damping
-        if damping is None or epoch < damping.start_epoch:
-            return self._lam_by_milestones(epoch)
-        if any(damping.end_epoch < e <= epoch for e in self.milestones):
-            return self._lam_by_milestones(epoch)
-        return damping.lam_at(epoch, self._lam_by_milestones(damping.start_epoch))
-
-    def _apply(self, epoch: int) -> None:
-        if epoch in self.milestones:
-            self.target.restart(lam=self.milestones[epoch])
-        elif self.damping is not None and self.lam_at(epoch) != self.lam_at(max(epoch - 1, 0)):
-            self.target.lam = self.lam_at(epoch)
+        self.ramp_start: float | LamRule = math.inf  # λ where the last ramp began
+        self._enter(0, goes_on=getattr(self.target, "has_loaded_state", False))
 
     def step(self) -> None:
-        """Begins the next epoch. If the weights of the last one were those of a few samples,
-        reading the statistics warns, once."""
-        if hasattr(self.target, "stats"):
-            _ = self.target.stats().mean
-        self._apply(self.last_epoch + 1)
+        """Begins the next epoch."""
+        self._enter(self.last_epoch + 1)
         self.last_epoch += 1
 
+    def _enter(self, epoch: int, goes_on: bool = False) -> None:
+        if self.over == 0:
+            if epoch in self.milestones and not goes_on:
+                self.target.restart(lam=self.milestones[epoch])
+            return
+        earlier = [e for e in self.milestones if e < epoch]
+        if earlier and epoch <= earlier[-1] + self.over:
+            t = (epoch - earlier[-1]) / self.over
+            self.target.lam = between(self.ramp_start, self.milestones[earlier[-1]], t)
+        if epoch in self.milestones:
+            self._begin_ramp(self.milestones[epoch], goes_on)
+
+    def _begin_ramp(self, lam: float | LamRule, goes_on: bool) -> None:
+        start = lam_of(self.target)
+        is_one_kind = type(start) is type(lam) or 0 in (selectivity(start), selectivity(lam))
+        if not is_one_kind and not goes_on:
+            self.target.lam = math.inf
+        self.ramp_start = start if is_one_kind else math.inf
+
     def state_dict(self) -> dict[str, Any]:
-        """The epoch and the λ that the run began with. λ itself is in the target's own state."""
-        return {"last_epoch": self.last_epoch, "initial_lam": self.initial_lam}
+        """The epoch, and λ where the last ramp began: a number, or the row of a rule. λ itself is
+        in the target's own state."""
+        start = self.ramp_start
+        return {
+            "last_epoch": self.last_epoch,
+            "ramp_start": start.row() if isinstance(start, LamRule) else start,
+        }
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Continues at the saved epoch; load the target's own state too.
+        """Continues at the saved epoch, in the middle of a ramp too; load the target's own state,
+        before or after.
 
         Raises:
             KeyError, TypeError, ValueError: an entry is missing or wrong; nothing is changed then.
         """
-        last_epoch = _check_epoch("last_epoch", state_dict["last_epoch"])
-        initial_lam = state_dict["initial_lam"]
-        if initial_lam == initial_lam:  # NaN where a rule had not found its first λ
-            _check_lam("initial_lam", initial_lam)
-        self.last_epoch, self.initial_lam = last_epoch, initial_lam
+        last_epoch = _checks.check_integer("last_epoch", state_dict["last_epoch"], least=0)
+        if "ramp_start" in state_dict:
+            start = _loaded_lam(state_dict["ramp_start"])
+        else:  # of a version that kept the λ before the first milestone
+            initial_lam = state_dict["initial_lam"]
+            begun = [lam for e, lam in self.milestones.items() if e <= last_epoch]
+            start = _loaded_lam([initial_lam, initial_lam, *begun][-2])
+        self.last_epoch, self.ramp_start = last_epoch, start
+
+
+def _loaded_lam(saved: Any) -> float | LamRule:
+    if isinstance(saved, (list, tuple)):
+        saved = LamRule.from_tensor(torch.tensor(saved, dtype=torch.float64, device="cpu"))
+    if isinstance(saved, float) and math.isnan(saved):  # a rule had not found its first λ
+        return math.inf
+    _rule_checks.check_lam(saved)
+    return saved if isinstance(saved, LamRule) else float(saved)

@@ -7,10 +7,10 @@ gradient again: nothing that looks at all gradients together can go with it.
 
 from __future__ import annotations
 
+import weakref
 from functools import partial
 from typing import Any
 
-import torch
 import torch.distributed as dist
 from torch import Tensor
 
@@ -20,28 +20,38 @@ _INSTEAD = "take opt.step() after backward() instead"
 
 
 class StepInBackward:
-    """What `step_in_backward` returns; `remove` undoes it."""
+    """What `step_in_backward` returns; `remove` undoes it, and so does the optimizer's end."""
 
     def __init__(self, opt: ABSGD) -> None:
-        self.opt = opt
+        self._opt = weakref.ref(opt, lambda _: self.remove())  # the parameters hold the hooks
         self._has_begun = False
+        self._batch = 0  # scalars of `weigh` so far
+        self._stepped: dict[int, int] = {}  # a parameter's number: its last step's batch
         self._handles: list[Any] = [opt.register_step_pre_hook(self._check_scaler)]
-        for index, group in enumerate(opt.param_groups):
+        for group in opt.param_groups:
             for p in group["params"]:
                 if p.requires_grad:
-                    hook = partial(self._step, index)  # load_state_dict replaces the groups
+                    hook = partial(self._step, len(self._stepped))
+                    self._stepped[len(self._stepped)] = 0
                     self._handles.append(p.register_post_accumulate_grad_hook(hook))
+
+    @property
+    def opt(self) -> ABSGD | None:
+        """The optimizer; None once it is gone."""
+        return self._opt()
 
     def remove(self) -> None:
         """Leaves the step to ``opt.step()`` again."""
         for handle in self._handles:
             handle.remove()
         self._handles = []
-        if self.opt._stepper is self:
-            self.opt._stepper = None
+        opt = self._opt()
+        if opt is not None and opt.weigher.stepper is self:
+            opt.weigher.stepper = None
 
     def expect_backward(self, total: Tensor) -> None:
         """Looks at how the first scalar of `weigh` is differentiated."""
+        self._batch += 1
         if not self._has_begun and total.requires_grad:
             total.register_hook(self._check_gradient)
 
@@ -57,9 +67,19 @@ class StepInBackward:
             )
         self._has_begun = True
 
-    @torch.no_grad()
     def _step(self, index: int, p: Tensor) -> None:
-        self.opt._step_group({**self.opt.param_groups[index], "params": [p]})
+        opt = self._opt()
+        if opt is None:
+            return
+        if self._batch > 0 and self._stepped[index] == self._batch:
+            raise RuntimeError(
+                f"step_in_backward: the gradient of a parameter of shape {tuple(p.shape)} was "
+                "ready twice for one weigh(): of a layer that is shared under reentrant activation "
+                "checkpointing each is but a part (give checkpoint use_reentrant=False), and a "
+                f"second backward() needs a weigh() of its own. Or {_INSTEAD}"
+            )
+        self._stepped[index] = self._batch
+        opt.step_parameter(p)
         p.grad = None
 
     def _check_scaler(self, opt: ABSGD, *_: object) -> None:
@@ -99,7 +119,8 @@ def step_in_backward(opt: ABSGD) -> StepInBackward:
     non-finite loss is stepped too: look at the loss before ``backward()``.
 
     Returns:
-        a handle whose ``remove()`` restores the ordinary ``opt.step()``.
+        a handle whose ``remove()`` restores the ordinary ``opt.step()``. It does not keep ``opt``
+        alive.
 
     Raises:
         TypeError: ``opt`` is not an `ABSGD`.
@@ -109,11 +130,11 @@ def step_in_backward(opt: ABSGD) -> StepInBackward:
     """
     if not isinstance(opt, ABSGD):
         raise TypeError(f"opt must be an ABSGD, got {type(opt)}")
-    if opt._stepper is not None:
+    if opt.weigher.stepper is not None:
         raise RuntimeError("step_in_backward: this optimizer steps in the backward pass already")
-    if opt._memory.accumulation is not None:
+    if opt.weigher.accumulation is not None:
         raise RuntimeError(
-            "step_in_backward: micro-batches wait to be made a step: call opt.step() first"
+            "step_in_backward: micro-batches wait to be made a step: call opt.step() or discard()"
         )
     if any(group["differentiable"] for group in opt.param_groups):
         raise RuntimeError("step_in_backward cannot go with differentiable=True")
@@ -122,5 +143,6 @@ def step_in_backward(opt: ABSGD) -> StepInBackward:
             f"step_in_backward cannot go with FSDP, whose gradients are reduced later. {_INSTEAD}"
         )
     check_one_process()
-    opt._stepper = StepInBackward(opt)
-    return opt._stepper
+    stepper = StepInBackward(opt)
+    opt.weigher.stepper = stepper
+    return stepper

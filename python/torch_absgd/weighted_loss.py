@@ -7,24 +7,16 @@ weights are known give their gradient at once.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor
 
 from ._loss_ops import DifferentiatedOnce, arithmetic_type
 from .losses import PerSampleLoss
-from .weighting import WEIGH_STATE, Weighting
+from .weigher import Weigher, is_checkpointing
 
 AT_ONCE = 2**20  # logits; of more, what has left the cache costs more than what is saved
-N_OPTIONS = 7  # weight, margin, offset, scale, focal_gamma, label_smoothing, ignore_index
-
-
-@torch.library.register_fake("absgd::weighted_softmax_loss")
-def _(logits: Tensor, target: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    losses, _ = torch.ops.absgd.softmax_loss(logits, target, *rest[:N_OPTIONS])
-    grad = torch.empty_like(logits, memory_format=torch.contiguous_format)
-    return losses.new_empty(()), losses, losses.new_empty((2, *losses.shape)), grad
 
 
 class WithGradient(torch.autograd.Function):
@@ -50,38 +42,87 @@ def _is_one(grad_total: Tensor) -> bool:
     return not torch.compiler.is_compiling() and grad_total.is_cpu and grad_total.item() == 1
 
 
-def can_weigh_at_once(criterion: Any, input: Any, target: Any, attention: Weighting) -> bool:
-    """Whether `weigh_at_once` applies: a loss of ours, logits of no great size to differentiate,
-    one process, one batch, a number for λ, and nobody who waits for the scalar's backward pass.
-    Not in float16, where a gradient may need its scale to be representable."""
+def can_weigh_at_once(
+    criterion: Any, input: Any, target: Any, weigher: Weigher
+) -> TypeGuard[PerSampleLoss]:
+    """Whether `weigh_at_once` applies: a loss of ours as it stands, one loss an element, logits of
+    no great size to differentiate, one process, one batch, and nobody who waits for the scalar's
+    backward pass. Not in float16, where a gradient may need its scale to be representable."""
     return (
         isinstance(criterion, PerSampleLoss)
+        and is_untouched(criterion)
         and isinstance(input, Tensor)
         and isinstance(target, Tensor)
         and input.requires_grad
         and not target.requires_grad
         and input.numel() <= AT_ONCE
         and input.dtype is not torch.float16
-        and not attention._memory.follows
-        and attention._memory.accumulation is None
-        and attention._stepper is None
-        and attention._world_size() == 1
+        and weigher.accumulation is None
+        and weigher.stepper is None
+        and not weigher.is_frozen
+        and weigher.ranks.world_size() == 1
+        and not is_checkpointing()
+    )
+
+
+def is_untouched(criterion: PerSampleLoss) -> bool:
+    """Whether calling it is no more than its class's ``forward``: no override, no hook."""
+    return (
+        type(criterion).forward is PerSampleLoss.forward
+        and "forward" not in criterion.__dict__
+        and getattr(criterion, "per", "element") == "element"
+        and not (
+            criterion._forward_hooks
+            or criterion._forward_pre_hooks
+            or criterion._backward_hooks
+            or criterion._backward_pre_hooks
+            or _global_hooks()
+        )
+    )
+
+
+def _global_hooks() -> bool:
+    module = torch.nn.modules.module
+    return bool(
+        module._global_forward_hooks
+        or module._global_forward_pre_hooks
+        or module._global_backward_hooks
+        or module._global_backward_pre_hooks
     )
 
 
 def weigh_at_once(
-    criterion: PerSampleLoss, input: Tensor, target: Tensor, attention: Weighting
+    criterion: PerSampleLoss,
+    input: Tensor,
+    target: Tensor,
+    weigher: Weigher,
+    mask: Tensor | None = None,
+    weight: Tensor | None = None,
+    class_weight: Tensor | None = None,
 ) -> Tensor:
-    """``attention.weigh(criterion(input, target), criterion.counted(target))``."""
+    """``weigher.weigh(criterion(input, target), …)`` with the mask of ``ignore_index`` beside
+    ``mask``, and the base measure weight_i·class_weight[y_i]."""
     criterion.check_call(input, target)
     dtype = arithmetic_type(input.dtype)
     if target.is_floating_point():
         target = target.to(dtype)
-    state = attention._state_on(input.device)
-    tensors = [state[name] for name in WEIGH_STATE]
+    state = weigher.state_on(input.device)
+    if state.rule is not None and not torch.compiler.is_compiling():
+        weigher.watch.check_reachable(state, input.numel() // input.shape[min(input.dim() - 1, 1)])
+    lam, *written = state.normaliser()
     total, losses, rows, grad = torch.ops.absgd.weighted_softmax_loss.default(
-        input.detach(), target, *criterion.options(dtype), *tensors, *attention._rule()
+        input.detach(),
+        target,
+        *criterion.options(dtype),
+        mask,
+        weight if weight is None else weight.detach().to(dtype),
+        class_weight if class_weight is None else class_weight.to(dtype),
+        None if state.rule is None else state.lam_rule,
+        lam,
+        *written,
+        *state.constants(),
     )
-    attention._remember(rows, losses)
-    torch.autograd.graph.increment_version(tensors[1:])
-    return WithGradient.apply(input, total, grad)
+    torch.autograd.graph.increment_version(written if state.rule is None else [lam, *written])
+    weigher.remember(rows, losses, mask, None)
+    scalar: Tensor = WithGradient.apply(input, total, grad)
+    return scalar

@@ -64,7 +64,7 @@ void batch_stats(benchmark::State &state, absgd_dtype dtype) {
     const double lam = 1;
     absgd_stats stats;
     for (auto _ : state) {
-        require(absgd_batch_stats(dtype, losses.data(), nullptr, n, &lam, &stats));
+        require(absgd_batch_stats(dtype, losses.data(), nullptr, nullptr, n, &lam, &stats));
         benchmark::DoNotOptimize(stats);
     }
     count_items(state, n);
@@ -74,12 +74,13 @@ void weights(benchmark::State &state, absgd_dtype dtype) {
     const int64_t n = state.range(0);
     const auto losses = uniform(dtype, n, 0, 3);
     const double lam = 1, log_s = 2;
+    const absgd_rule rule = {0.9, 1, NAN, 0, 0, 0};
     absgd_stats stats;
-    require(absgd_batch_stats(dtype, losses.data(), nullptr, n, &lam, &stats));
+    require(absgd_batch_stats(dtype, losses.data(), nullptr, nullptr, n, &lam, &stats));
     std::vector<char> p(n * arithmetic_size(dtype)), coefficients(p.size());
     for (auto _ : state) {
-        require(absgd_weights(dtype, losses.data(), nullptr, n, &lam, &log_s, &stats, 1, p.data(),
-                              coefficients.data()));
+        require(absgd_weights(dtype, losses.data(), nullptr, nullptr, n, &lam, &rule, &log_s,
+                              &stats, 1, p.data(), coefficients.data(), nullptr));
         benchmark::ClobberMemory();
     }
     count_items(state, n);
@@ -97,7 +98,8 @@ void lam_search(benchmark::State &state, absgd_dtype dtype) {
         double lam = std::numeric_limits<double>::quiet_NaN();
         for (int round = 0; round < ABSGD_LAM_ROUNDS; round++) {
             absgd_lam_row row;
-            require(absgd_lam_sums(dtype, losses.data(), nullptr, n, &rule, &search, &row));
+            require(
+                absgd_lam_sums(dtype, losses.data(), nullptr, nullptr, n, &rule, &search, &row));
             require(absgd_lam_round(&rule, &row, 1, &search));
             rounds++;
             if (!search.has_answer || search.low == search.high) break;

@@ -14,7 +14,7 @@
 namespace {
 
 constexpr double INF = std::numeric_limits<double>::infinity();
-constexpr absgd_rule RULE = {0.9, 1.0, NAN};
+constexpr absgd_rule RULE = {0.9, 1.0, NAN, 0, 0, 0};
 constexpr absgd_sgd_options OPTIONS = {0.1, 0.9, 0, 0, 1, 0, 0, 0};
 constexpr double LAM = 1.0;
 
@@ -22,10 +22,10 @@ constexpr double LAM = 1.0;
 struct Memory {
     float losses[4] = {1, 2, 3, 4};
     float weights[4] = {5, 5, 5, 5}, coefficients[4] = {6, 6, 6, 6}, momentum[4] = {7, 7, 7, 7};
-    absgd_stats stats = {4, 0, 4, 2, 2, 10, 6}, out = {};
-    double log_s = 0.5, log_s_lam = 1.0, shrink = 3.0, factor = 3.0;
-    absgd_accumulation accumulation = {{2, 0, 1, 2, 2, 2, 2}, 1.0, 2.0};
-    absgd_report reports[2] = {{1, 2, 3, 4, 5, 6, 7}, {1, 2, 3, 4, 5, 6, 7}};
+    absgd_stats stats = {4, 0, 4, 4, 2, 2, 10, 6, 10, 6}, out = {};
+    double log_s = 0.5, log_s_lam = 1.0, shrink = 3.0, factor = 3.0, capped = 3.0;
+    absgd_accumulation accumulation = {{2, 0, 2, 1, 2, 2, 2, 2, 2, 2}, 1.0, 2.0, 0.0};
+    absgd_report reports[2] = {{1, 2, 3, 4, 5, 6, 7, 8, 9}, {1, 2, 3, 4, 5, 6, 7, 8, 9}};
 
     bool operator==(const Memory &other) const {
         return std::memcmp(this, &other, sizeof *this) == 0;
@@ -41,8 +41,12 @@ struct Memory {
     } while (0)
 
 const std::vector<absgd_rule> BAD_RULES = {
-    {0.0, 1, NAN},  {-0.1, 1, NAN},  {1.1, 1, NAN},   {NAN, 1, NAN},  {0.9, 0.0, NAN},
-    {0.9, -1, NAN}, {0.9, INF, NAN}, {0.9, NAN, NAN}, {0.9, 1, -1.0}, {0.9, 1, INF},
+    {0.0, 1, NAN, 0, 0, 0},    {-0.1, 1, NAN, 0, 0, 0},  {1.1, 1, NAN, 0, 0, 0},
+    {NAN, 1, NAN, 0, 0, 0},    {0.9, 0.0, NAN, 0, 0, 0}, {0.9, -1, NAN, 0, 0, 0},
+    {0.9, INF, NAN, 0, 0, 0},  {0.9, NAN, NAN, 0, 0, 0}, {0.9, 1, -1.0, 0, 0, 0},
+    {0.9, 1, INF, 0, 0, 0},    {0.9, 1, NAN, 0.5, 0, 0}, {0.9, 1, NAN, -1, 0, 0},
+    {0.9, 1, NAN, NAN, 0, 0},  {0.9, 1, NAN, 0, 0.5, 0}, {0.9, 1, NAN, 0, NAN, 0},
+    {0.9, 1, NAN, 0, 0, -1.0}, {0.9, 1, NAN, 0, 0, NAN},
 };
 
 TEST(Status, Strings) {
@@ -56,7 +60,8 @@ TEST(Status, Strings) {
 }
 
 TEST(Status, BatchStats) {
-#define CALL(dtype, losses, n, lam, out) absgd_batch_stats(dtype, losses, nullptr, n, lam, out)
+#define CALL(dtype, losses, n, lam, out)                                                           \
+    absgd_batch_stats(dtype, losses, nullptr, nullptr, n, lam, out)
     for (const int dtype : {-1, 4, 1000})
         EXPECT_REFUSED(ABSGD_INVALID_DTYPE, CALL(no_dtype(dtype), m.losses, 4, &LAM, &m.out));
     EXPECT_REFUSED(ABSGD_INVALID_SIZE, CALL(ABSGD_FLOAT32, m.losses, -1, &LAM, &m.out));
@@ -99,33 +104,46 @@ TEST(Status, UpdateLogS) {
 }
 
 TEST(Status, Weights) {
-#define CALL(dtype, losses, n, lam, log_s, stats, weights, coefficients)                           \
-    absgd_weights(dtype, losses, nullptr, n, lam, log_s, stats, 1.0, weights, coefficients)
+#define CALL(dtype, losses, n, lam, rule, log_s, stats, weights, coefficients)                     \
+    absgd_weights(dtype, losses, nullptr, nullptr, n, lam, rule, log_s, stats, 1.0, weights,       \
+                  coefficients, &m.capped)
+    const absgd_dtype f32 = ABSGD_FLOAT32;
     for (const int dtype : {-1, 4})
-        EXPECT_REFUSED(ABSGD_INVALID_DTYPE, CALL(no_dtype(dtype), m.losses, 4, &LAM, &m.log_s,
-                                                 &m.stats, m.weights, m.coefficients));
-    EXPECT_REFUSED(ABSGD_INVALID_SIZE, CALL(ABSGD_FLOAT32, m.losses, -4, &LAM, &m.log_s, &m.stats,
+        EXPECT_REFUSED(ABSGD_INVALID_DTYPE, CALL(no_dtype(dtype), m.losses, 4, &LAM, &RULE,
+                                                 &m.log_s, &m.stats, m.weights, m.coefficients));
+    EXPECT_REFUSED(ABSGD_INVALID_SIZE, CALL(f32, m.losses, -4, &LAM, &RULE, &m.log_s, &m.stats,
                                             m.weights, m.coefficients));
-    EXPECT_REFUSED(ABSGD_NULL_POINTER, CALL(ABSGD_FLOAT32, nullptr, 4, &LAM, &m.log_s, &m.stats,
+    EXPECT_REFUSED(ABSGD_NULL_POINTER, CALL(f32, nullptr, 4, &LAM, &RULE, &m.log_s, &m.stats,
                                             m.weights, m.coefficients));
-    EXPECT_REFUSED(ABSGD_NULL_POINTER, CALL(ABSGD_FLOAT32, m.losses, 4, nullptr, &m.log_s, &m.stats,
+    EXPECT_REFUSED(ABSGD_NULL_POINTER, CALL(f32, m.losses, 4, nullptr, &RULE, &m.log_s, &m.stats,
                                             m.weights, m.coefficients));
-    EXPECT_REFUSED(ABSGD_NULL_POINTER, CALL(ABSGD_FLOAT32, m.losses, 4, &LAM, nullptr, &m.stats,
+    EXPECT_REFUSED(ABSGD_NULL_POINTER, CALL(f32, m.losses, 4, &LAM, nullptr, &m.log_s, &m.stats,
                                             m.weights, m.coefficients));
-    EXPECT_REFUSED(ABSGD_NULL_POINTER, CALL(ABSGD_FLOAT32, m.losses, 4, &LAM, &m.log_s, nullptr,
+    EXPECT_REFUSED(ABSGD_NULL_POINTER, CALL(f32, m.losses, 4, &LAM, &RULE, nullptr, &m.stats,
                                             m.weights, m.coefficients));
-    EXPECT_REFUSED(ABSGD_NULL_POINTER, CALL(ABSGD_FLOAT32, m.losses, 4, &LAM, &m.log_s, &m.stats,
+    EXPECT_REFUSED(ABSGD_NULL_POINTER, CALL(f32, m.losses, 4, &LAM, &RULE, &m.log_s, nullptr,
+                                            m.weights, m.coefficients));
+    EXPECT_REFUSED(ABSGD_NULL_POINTER, CALL(f32, m.losses, 4, &LAM, &RULE, &m.log_s, &m.stats,
                                             nullptr, m.coefficients));
     EXPECT_REFUSED(ABSGD_NULL_POINTER,
-                   CALL(ABSGD_FLOAT32, m.losses, 4, &LAM, &m.log_s, &m.stats, m.weights, nullptr));
+                   CALL(f32, m.losses, 4, &LAM, &RULE, &m.log_s, &m.stats, m.weights, nullptr));
+    for (const absgd_rule &rule : BAD_RULES)
+        EXPECT_REFUSED(ABSGD_INVALID_HYPERPARAMETER, CALL(f32, m.losses, 4, &LAM, &rule, &m.log_s,
+                                                          &m.stats, m.weights, m.coefficients));
 #undef CALL
 }
 
 TEST(Status, Observe) {
-    EXPECT_REFUSED(ABSGD_NULL_POINTER, absgd_observe(nullptr, &LAM, &m.log_s, m.reports));
-    EXPECT_REFUSED(ABSGD_NULL_POINTER, absgd_observe(&m.stats, nullptr, &m.log_s, m.reports));
-    EXPECT_REFUSED(ABSGD_NULL_POINTER, absgd_observe(&m.stats, &LAM, nullptr, m.reports));
-    EXPECT_REFUSED(ABSGD_NULL_POINTER, absgd_observe(&m.stats, &LAM, &m.log_s, nullptr));
+#define CALL(stats, lam, rule, log_s, reports) absgd_observe(stats, lam, rule, log_s, 0.0, reports)
+    EXPECT_REFUSED(ABSGD_NULL_POINTER, CALL(nullptr, &LAM, &RULE, &m.log_s, m.reports));
+    EXPECT_REFUSED(ABSGD_NULL_POINTER, CALL(&m.stats, nullptr, &RULE, &m.log_s, m.reports));
+    EXPECT_REFUSED(ABSGD_NULL_POINTER, CALL(&m.stats, &LAM, nullptr, &m.log_s, m.reports));
+    EXPECT_REFUSED(ABSGD_NULL_POINTER, CALL(&m.stats, &LAM, &RULE, nullptr, m.reports));
+    EXPECT_REFUSED(ABSGD_NULL_POINTER, CALL(&m.stats, &LAM, &RULE, &m.log_s, nullptr));
+    for (const absgd_rule &rule : BAD_RULES)
+        EXPECT_REFUSED(ABSGD_INVALID_HYPERPARAMETER,
+                       CALL(&m.stats, &LAM, &rule, &m.log_s, m.reports));
+#undef CALL
 }
 
 TEST(Status, Accumulate) {

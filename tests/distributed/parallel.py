@@ -88,7 +88,7 @@ def copy_state(source: tuple[nn.Module, ta.ABSGD], to: tuple[nn.Module, ta.ABSGD
         copy(p, q)
         for key, value in opt.state[p].items():
             copy(value, ranks_opt.state[q][key])
-    ranks_opt.log_s.copy_(opt.log_s)
+    ranks_opt.weigher.state.log_s.copy_(opt.log_s)
 
 
 RULE = {"lr": 0.05, "momentum": 0.9, "weight_decay": 1e-3, "gamma": 0.6}

@@ -94,7 +94,7 @@ def overlap_one_batch() -> list[float]:
         opt.zero_grad()
         gaps += [largest_difference(model, single), (opt.log_s - single_opt.log_s).abs().item()]
         for ours, theirs in zip(opt.stats().last, single_opt.stats().last, strict=True):
-            gaps.append(abs(ours - theirs) / abs(theirs))
+            gaps.append(abs(ours - theirs) / (abs(theirs) or 1))
     return gaps
 
 
@@ -117,7 +117,7 @@ def jump(wrapper: str) -> tuple[list[float], list[float]]:
         for i in parts[rank::size]:
             with opt.accumulate():
                 opt.weigh(factors[i] * losses(model, (x[i], y[i]))).backward()
-            log_c.append(opt._memory.accumulation.memory[7].item())
+            log_c.append(opt.weigher.accumulation.memory[10].item())
         opt.finalize_grads_()
         for p, q in zip(single.parameters(), model.parameters(), strict=True):
             gaps.append(((whole(q.grad) - p.grad).abs().max() / p.grad.abs().max()).item())

@@ -36,7 +36,7 @@ def train(wrapper: str, lam: float, steps: int, synchronise: bool) -> dict[str, 
         if math.isfinite(lam):
             gaps["log_s"].append((ranks[1].log_s - single[1].log_s).abs().item())
         for ours, theirs in zip(ranks[1].stats().last, single[1].stats().last, strict=True):
-            gaps["stats"].append(abs(ours - theirs) / abs(theirs))
+            gaps["stats"].append(abs(ours - theirs) / (abs(theirs) or 1))
         gaps["parameters"].append(largest_difference(ranks[0], single[0]))
     assert largest_difference(single[0], small_model()) > 1e-2  # it went somewhere
     return gaps

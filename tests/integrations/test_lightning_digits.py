@@ -42,7 +42,7 @@ def test_lightning_s_micro_batches_are_the_large_batch() -> None:
     assert large[0].global_step == micro[0].global_step
     for ours, expected in zip(numbers(*micro), numbers(*large), strict=True):
         torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-5)
-    assert micro[0].optimizers[0]._memory.accumulation is None
+    assert micro[0].optimizers[0].weigher.accumulation is None
 
 
 def test_a_resumed_run_is_the_run_that_was_not_stopped(tmp_path: Path) -> None:

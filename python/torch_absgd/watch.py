@@ -1,0 +1,173 @@
+"""One warning, early: when the weights that have just begun are too selective for training.
+
+The first batches after λ was set are added up where the losses are, and looked at once, without
+waiting for a device. The bounds were measured over the tasks of recipes/studies: see RESULTS.md.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+import warnings
+
+import torch
+from torch import Tensor
+
+from .lam_rules import EffectiveSampleSize, unreachable
+from .rule_state import RuleState
+from .stats import Report
+
+LOOK = 50  # batches that are added up
+# Least share of a batch that may be effective: for λ > 0, for λ > 0 with a kept loss, for λ < 0.
+SELECTIVE, SELECTIVE_KEPT, SELECTIVE_NEGATIVE = 0.7, 0.3, 0.5
+SAFE = 0.8  # the share that λ is advised for
+DROPPED = 0.05  # of the average weight: a class with less is hardly trained on
+CLASS_SAMPLES = 10  # of a class, before its share says anything
+
+
+class Watch:
+    """Looks at the first batches after λ was set; warns once in an optimizer's life."""
+
+    def __init__(self) -> None:
+        self.has_warned = self.has_named = False
+        self.begin()
+
+    def begin(self) -> None:
+        """λ was set: the next batches are looked at."""
+        self.batches = 0
+        self.total: Tensor | None = None  # of their reports, and the λ that would be safe
+        self.host: Tensor | None = None  # the same, on its way to the host
+        self.arrived: torch.cuda.Event | None = None
+        self.class_batches = 0
+        self.by_class: Tensor | None = None  # [2, C]: Σp and count of each class
+
+    def look(
+        self,
+        state: RuleState,
+        losses: Tensor | None = None,
+        mask: Tensor | None = None,
+        weight: Tensor | None = None,
+    ) -> None:
+        """Takes in the batch that ``state`` reports.
+
+        Args:
+            losses, mask, weight: as the operators take them: what advice is found from.
+        """
+        if self.has_warned or self.batches > LOOK or _must_not_look(state.reports):
+            return
+        if self.batches < LOOK:
+            last = state.reports[0]
+            self.total = last.clone() if self.total is None else self.total.add_(last)
+            self.batches += 1
+            if self.batches == LOOK:
+                advice = _safe_lam(state, losses, mask, weight)
+                found = torch.cat([self.total / LOOK, advice.reshape(1)])
+                self.host = found.to("cpu", non_blocking=True)
+                if found.is_cuda:
+                    self.arrived = torch.cuda.Event()
+                    self.arrived.record()
+        if self.host is not None and (self.arrived is None or self.arrived.query()):
+            *mean, advised = self.host.tolist()
+            self.batches, self.total, self.host = LOOK + 1, None, None
+            self._judge(Report(*mean), advised, state)
+
+    def _judge(self, mean: Report, advised: float, state: RuleState) -> None:
+        share, least = mean.effective_samples / mean.count, least_share(state)
+        if not share < least:
+            return
+        self.has_warned = True
+        larger = f", or λ = {advised:.2g}" if math.isfinite(advised) else ""
+        remedy = "" if state.is_negative else ", with keep_loss=True"
+        noisy = ", noisy=True" if state.is_negative else ""
+        warnings.warn(
+            f"the effective sample size was {share:.2g} of a batch over the first {LOOK} batches "
+            f"since λ was set; where it is below {least:g}, training often collapses. Set "
+            f"lam=EffectiveSampleSize({SAFE:g}{noisy}){larger}{remedy}",
+            stacklevel=_outside(),
+        )
+
+    def look_at_classes(self, state: RuleState, weights: Tensor, target: Tensor) -> None:
+        """Where λ < 0 gives up samples as wrongly labelled: whether it gives up a class.
+
+        Args:
+            weights: p of the batch; 0 where a sample does not count.
+            target: int64 class indices in the weights' shape; negative where ignored.
+        """
+        if not state.is_negative or self.has_named or self.class_batches == LOOK:
+            return
+        if target.device.type != "cpu" or target.numel() == 0:  # asked where nobody has to wait
+            return
+        counts = target >= 0
+        classes = target[counts]
+        rows = torch.stack([weights[counts].double(), torch.ones_like(classes).double()])
+        size = max(int(classes.max()) + 1 if len(classes) else 0, _classes(self.by_class))
+        grown = rows.new_zeros(2, size)
+        if self.by_class is not None:
+            grown[:, : self.by_class.shape[1]] = self.by_class
+        self.by_class = grown.index_add_(1, classes, rows)
+        self.class_batches += 1
+        if self.class_batches < LOOK:
+            return
+        p, n = self.by_class
+        share = (p / n) / (p.sum() / n.sum())
+        dropped = ((n >= CLASS_SAMPLES) & (share < DROPPED)).nonzero().flatten().tolist()
+        self.by_class = None
+        if dropped:
+            self.has_named = True
+            warnings.warn(
+                f"λ < 0 gives class(es) {dropped} less than {DROPPED:.0%} of the average weight: "
+                "their samples are all taken for wrongly labelled, and will not be learned. "
+                "Choose a larger |λ|, or EffectiveSampleSize(0.8, noisy=True); and class weights "
+                "as class_weight=, not in the criterion",
+                stacklevel=_outside(),
+            )
+
+    def check_reachable(self, state: RuleState, batch_size: int) -> None:
+        """Says once that a batch of this size cannot meet the rule's target."""
+        if self.has_warned or self.batches > 0 or state.rule is None:
+            return
+        sentence = unreachable(state.rule, batch_size)
+        if sentence is not None:
+            self.has_warned = True
+            warnings.warn(sentence, stacklevel=_outside())
+
+
+def least_share(state: RuleState) -> float:
+    """The share of a batch that has to be effective; 0 where a rule or both guards see to it."""
+    if state.rule is not None or (state.keep_loss and state.max_weight is not None):
+        return 0.0
+    if state.is_negative:
+        return SELECTIVE_NEGATIVE
+    return SELECTIVE_KEPT if state.keep_loss or state.max_weight is not None else SELECTIVE
+
+
+def _safe_lam(
+    state: RuleState, losses: Tensor | None, mask: Tensor | None, weight: Tensor | None
+) -> Tensor:
+    """λ at which `SAFE` of these losses would be effective; ±∞ if nobody can tell."""
+    rule = EffectiveSampleSize(SAFE, noisy=state.is_negative)
+    lam = torch.full_like(state.lam, -math.inf if state.is_negative else math.inf)
+    if losses is not None:
+        torch.ops.absgd.follow_lam(losses, mask, weight, rule.to_tensor(lam.device), lam)
+    return lam
+
+
+def _classes(by_class: Tensor | None) -> int:
+    return 0 if by_class is None else by_class.shape[1]
+
+
+def _must_not_look(reports: Tensor) -> bool:
+    return torch.compiler.is_compiling() or (
+        reports.is_cuda and torch.cuda.is_current_stream_capturing()
+    )
+
+
+def _outside() -> int:
+    """The stack level, as ``warnings.warn`` in its caller counts it, of whoever called into this
+    package (and torch's own modules between them)."""
+    level, frame = 1, sys._getframe(1)
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith(
+        ("torch_absgd", "torch.", "contextlib")
+    ):
+        frame, level = frame.f_back, level + 1
+    return level

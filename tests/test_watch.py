@@ -1,0 +1,97 @@
+"""The one warning: early, when selective weights begin, and never for a run that is fine."""
+
+import math
+import warnings
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import torch_absgd as ta
+from torch_absgd.watch import LOOK
+
+
+def make(lam: object, **rule: object) -> ta.ABSGD:
+    return ta.ABSGD([torch.zeros(1, requires_grad=True)], lam=lam, **rule)
+
+
+def weigh(opt: ta.ABSGD, losses: Tensor, batches: int) -> list[str]:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for _ in range(batches):
+            opt.weigh(losses)
+    assert all(w.filename == __file__ for w in caught)
+    return [str(w.message) for w in caught]
+
+
+SKEWED = torch.linspace(0, 1, 32) ** 4 * 6
+
+
+def test_warns_once_and_early() -> None:
+    opt = make(0.05)
+    assert weigh(opt, SKEWED, LOOK - 1) == []
+    (message,) = weigh(opt, SKEWED, 5)
+    share = opt.stats().last.effective_samples / 32
+    assert f"was {share:.2g} of a batch" in message
+    assert "EffectiveSampleSize(0.8)" in message and "keep_loss=True" in message
+    q = (SKEWED.double() / float(message.split("λ = ")[1].split(",")[0])).exp()
+    assert (q.sum() ** 2 / q.square().sum()).item() / 32 == pytest.approx(0.8, abs=0.03)
+    opt.lam = 0.04
+    assert weigh(opt, SKEWED, 50) == []
+
+
+def test_warns_when_a_schedule_sets_a_small_lam() -> None:
+    opt = make(math.inf)
+    assert weigh(opt, SKEWED, 3 * LOOK) == []
+    opt.restart(0.05)
+    assert len(weigh(opt, SKEWED, LOOK)) == 1
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        {"lam": 50.0},
+        {"lam": math.inf},
+        {"lam": 0.05, "keep_loss": True, "max_weight": 3.0},
+        {"lam": ta.EffectiveSampleSize(0.8)},
+        {"lam": ta.EffectiveSampleSize(0.8), "keep_loss": True},
+        {"lam": -5.0},
+    ],
+    ids=str,
+)
+def test_does_not_warn_where_training_is_fine(rule: dict) -> None:
+    assert weigh(make(**rule), SKEWED, 2 * LOOK) == []
+
+
+def test_module_and_accumulation_are_watched_too() -> None:
+    criterion = ta.AttentionalLoss(lambda losses, _: losses, 0.05)
+    with pytest.warns(UserWarning, match="training often collapses"):
+        for _ in range(LOOK):
+            criterion(SKEWED, None)
+    opt = make(0.05)
+    p = opt.param_groups[0]["params"][0]
+    with pytest.warns(UserWarning, match="training often collapses"):
+        for _ in range(LOOK):
+            for part in SKEWED.split(16):
+                with opt.accumulate():
+                    opt.weigh(part + p).backward()
+            opt.step()
+            opt.zero_grad()
+
+
+def test_says_which_classes_negative_lam_gives_up() -> None:
+    torch.manual_seed(0)
+    criterion = ta.AttentionalLoss(nn.CrossEntropyLoss(reduction="none"), lam=-0.2)
+    target = torch.arange(12) % 3
+    logits = nn.functional.one_hot(target, 3) * 3.0
+    logits[target == 2] = torch.tensor([3.0, 0.0, -3.0])  # class 2 is not learned yet
+    with pytest.warns(UserWarning, match=r"gives class\(es\) \[2\] less than 5%"):
+        for _ in range(LOOK):
+            criterion(logits + 0.1 * torch.randn(12, 3), target)
+
+
+def test_says_that_a_radius_cannot_be_reached() -> None:
+    opt = make(ta.KLRadius(5.0))
+    (message,) = weigh(opt, SKEWED, 30)
+    assert "KLRadius" in message and "32" in message
+    assert weigh(make(ta.KLRadius(1.0)), SKEWED, 5) == []
