@@ -1,6 +1,7 @@
 """Features of a ResNet-32 after 160 epochs of SGD on CIFAR-10-LT, ρ = 100, for the suite.
 
-    python recipes/studies/cifar_features.py --seed 0 --data ../shared/data --out …/cifar10_features.pt
+    cd recipes; python -m studies.cifar_features --data … --stage-one …/checkpoint.pt \\
+        --out …/cifar10_features.pt
 
 The subset's images (no augmentation), 300 test images of each class, and as many training images
 that the subset left out, to choose settings on; class 0 has none left over.
@@ -9,7 +10,6 @@ that the subset left out, to choose settings on; class 0 has none left over.
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
 import torch
@@ -18,10 +18,8 @@ from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 from tqdm import tqdm
 
-import torch_absgd as ta
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
 import models
+import torch_absgd as ta
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
 

@@ -1,6 +1,6 @@
 """The suite's table and picture, from the runs in results/suite.json alone.
 
-    cd recipes; python -m studies.suite_report          # writes suite.md and suite.png beside the JSON
+    cd recipes; python -m studies.suite_report     # writes suite.md and suite.png beside the JSON
 
 Differences are ABSGD − SGD, in points, seed by seed. An interval is Student's, 95 %. "Holm": the
 same, corrected for the number of cells of the table by Holm's steps, so that all of them hold
@@ -63,8 +63,13 @@ def signed(x: float) -> str:
     return f"{x:+.1f}".replace("-", "−")
 
 
+def row_name(key: tuple) -> str:
+    task, class_weights, start = key
+    return f"{task} | {'class' if class_weights else '–'} | {'stage two' if start else 'step 0'}"
+
+
 def snippet_table(results: dict[str, Any]) -> str:
-    """The README's snippet against SGD: a row for a task, with or without class weights, a start."""
+    """The README's snippet against SGD: a row for a task, its weights and its start."""
     runs, name = results["runs"], results["snippet"]
     average = differences(runs, name, "average")
     worst = differences(runs, name, "worst")
@@ -73,15 +78,13 @@ def snippet_table(results: dict[str, Any]) -> str:
     head = "| task | weights | from | SGD | ABSGD − SGD | Holm | worst groups | worst training |"
     lines = [head, "|---|---|---|---|---|---|---|---|"]
     for key, ends in zip(keys, corrected, strict=True):
-        task, class_weights, start = key
         plain = np.mean([
             r["average"] for r in runs
             if r["method"] == "SGD" and (r["task"], r["class_weights"]) == key[:2]
         ])  # fmt: skip
         mean, low, high = interval(average[key].mean(0))
         lines.append(
-            f"| {task} | {'class' if class_weights else '–'} | "
-            f"{'step 0' if start == 0 else 'stage two'} | {100 * plain:.1f} | "
+            f"| {row_name(key)} | {100 * plain:.1f} | "
             f"{signed(mean)} ({signed(low)} … {signed(high)}) | "
             f"{signed(ends[1])} … {signed(ends[2])} | {signed(interval(worst[key].mean(0))[0])} | "
             f"{signed(average[key].mean(1).min())} |"
@@ -100,10 +103,8 @@ def grid_table(results: dict[str, Any]) -> str:
         "|---" * (3 + len(methods)) + "|",
     ]
     for key in keys:
-        task, class_weights, start = key
         values = [signed(cells[m][key].mean(1).min()) for m in methods]
-        lines.append(f"| {task} | {'class' if class_weights else '–'} | "
-                     f"{'step 0' if start == 0 else 'stage two'} | " + " | ".join(values) + " |")  # fmt: skip
+        lines.append(f"| {row_name(key)} | {' | '.join(values)} |")
     return "\n".join(lines)
 
 
@@ -130,7 +131,7 @@ def plot(results: dict[str, Any], path: Path) -> None:
     """Every training's mean difference, a row a task."""
     average = differences(results["runs"], results["snippet"], "average")
     figure, ax = plt.subplots(figsize=(8, 0.32 * len(average) + 1.2), layout="constrained")
-    for i, (key, d) in enumerate(average.items()):
+    for i, d in enumerate(average.values()):
         ax.plot(d.mean(1), [i] * len(d), "o", color="tab:blue", alpha=0.35, markersize=4)
         mean, low, high = interval(d.mean(0))
         ax.errorbar(mean, i, xerr=[[mean - low], [high - mean]], fmt="o", color="black", capsize=3)

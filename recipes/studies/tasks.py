@@ -187,7 +187,8 @@ def imdb(judged_on: str) -> Task:
 def cifar_features(judged_on: str) -> Task:
     """Features of a ResNet-32 trained for 160 epochs on CIFAR-10-LT, ρ = 100; a linear model.
 
-    A file that `cifar_features.py` made. Judged on images that the subset left out, or the test set.
+    From a file that `cifar_features.py` makes. Judged on images that the subset left out, or the
+    test set.
     """
     made = torch.load(DATA / "cifar10_features.pt", weights_only=True)
     train = Part(made["x"].float(), made["y"], made["y"])

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -67,7 +68,7 @@ def test_one_outlier_does_not_silence_what_follows():
 
 
 def test_a_row_is_a_run_of_its_own():
-    task = TASKS["wine"]("validation")
+    task = replace(TASKS["wine"]("validation"), epochs=6)
     some = [Method(Weighting()), Method(Weighting(0.5, keep_loss=True), 0.5, 0.25, True)]
     one = train(task, some[1:], [1], Training("sgd", 0.1, "cosine"))["accuracy"]
     many = train(task, some, [0, 1], Training("sgd", 0.1, "cosine"))["accuracy"]
@@ -93,7 +94,7 @@ def test_holm_gives_the_smallest_p_the_whole_correction():
 
 
 def test_a_small_suite_from_run_to_table(tmp_path):
-    task = TASKS["wine"]("validation")
+    task = replace(TASKS["wine"]("validation"), epochs=6)
     training = Training("sgd", 0.1, "constant")
     records = run(task, training, [0, 1, 2])
     assert len(records) == len(methods(task, training)) == 2 * (1 + 2 * 11)
