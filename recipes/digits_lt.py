@@ -53,9 +53,9 @@ class Setting:
 
 # The best of each method's trials in --select.
 SETTINGS = {
-    "long tail": {"SGD": Setting(0.2, 1e-2), "ABSGD": Setting(0.2, 1e-2, 0.8)},
-    "hidden groups": {"SGD": Setting(0.2, 1e-2), "ABSGD": Setting(0.2, 1e-2, 0.8)},
-    "noise": {"SGD": Setting(0.2, 1e-2), "ABSGD": Setting(0.2, 1e-2, 0.8)},
+    "long tail": {"SGD": Setting(0.4, 0.001), "ABSGD": Setting(0.2, 0.001, 0.65)},
+    "hidden groups": {"SGD": Setting(0.4, 0.001), "ABSGD": Setting(0.4, 0.01, 0.5)},
+    "noise": {"SGD": Setting(0.4, 0.01), "ABSGD": Setting(0.2, 0.001, 0.65)},
 }
 
 

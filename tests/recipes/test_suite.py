@@ -95,11 +95,11 @@ def test_holm_gives_the_smallest_p_the_whole_correction():
 
 def test_a_small_suite_from_run_to_table(tmp_path):
     task = replace(TASKS["wine"]("validation"), epochs=6)
-    training = Training("sgd", 0.1, "constant")
+    training = Training("sgd", 0.1, "cosine")
     records = run(task, training, [0, 1, 2])
     assert len(records) == len(methods(task, training)) == 2 * (1 + 2 * 11)
     results = {"snippet": "EffectiveSampleSize(0.8), keep_loss", "seeds": [0, 1, 2],
-               "trainings": ["sgd 0.1 constant"], "command": "-", "machine": "-", "commit": "-",
+               "trainings": [str(training)], "command": "-", "machine": "-", "commit": "-",
                "runs": json.loads(json.dumps(records))}  # fmt: skip
     text = suite_report.render(results)
     assert text.count(f"| {task.name} |") == 2 * 4
