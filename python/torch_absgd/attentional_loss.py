@@ -316,7 +316,8 @@ def gathered(class_weight: Tensor, target: Tensor, losses: Tensor, mask: Tensor 
     if target.is_floating_point():
         if target.dim() == 1:
             return target.to(class_weight.dtype) @ class_weight
-        return torch.tensordot(target.to(class_weight.dtype), class_weight, dims=([1], [0]))
+        soft: Tensor = torch.tensordot(target.to(class_weight.dtype), class_weight, dims=([1], [0]))
+        return soft
     out = (target < 0) | (target >= len(class_weight))
     measure: Tensor = class_weight[target.masked_fill(out, 0)].masked_fill(out, 1)
     return measure

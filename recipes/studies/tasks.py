@@ -1,0 +1,247 @@
+"""The tasks of the suite: small, real or standard, each on a CPU in seconds.
+
+A task is features and labels to train on, a training subset for every seed, and what it is judged
+on: a part held out of the training set ("validation"), on which settings are chosen, or the test
+set, read once at the end. Groups are what accuracy is averaged over: the classes, or hidden
+sub-populations of them. Real data that is not bundled with scikit-learn is found in ABSGD_DATA.
+"""
+
+from __future__ import annotations
+
+import gzip
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from sklearn.datasets import load_breast_cancer, load_digits, load_wine, make_classification
+from sklearn.model_selection import train_test_split
+from torch import Tensor
+
+import torch_absgd as ta
+
+DATA = Path(os.environ.get("ABSGD_DATA", "../shared/data"))
+
+
+@dataclass(frozen=True)
+class Part:
+    x: Tensor  # [n, d]
+    y: Tensor  # [n], labels
+    group: Tensor  # [n]
+
+
+@dataclass(frozen=True)
+class Task:
+    """One task; ``counts`` are the training samples kept of each group."""
+
+    name: str
+    train: Part
+    held: Part
+    counts: tuple[int, ...]
+    hidden: int  # units of the hidden layer; 0: a linear model
+    epochs: int
+    batch_size: int = 64
+    noise: float = 0.0  # share of labels drawn at random
+    has_class_weights: bool = True
+
+    @property
+    def num_classes(self) -> int:
+        return int(self.train.y.max()) + 1
+
+    def subset(self, seed: int) -> tuple[Tensor, Tensor]:
+        """Indices and labels of the seed's training set."""
+        generator = torch.Generator().manual_seed(seed)
+        order = torch.randperm(len(self.train.y), generator=generator)
+        chosen = [order[self.train.group[order] == g][:n] for g, n in enumerate(self.counts)]
+        index = torch.cat(chosen)
+        y = self.train.y[index].clone()
+        drawn = torch.rand(len(y), generator=generator) < self.noise
+        y[drawn] = torch.randint(self.num_classes, (int(drawn.sum()),), generator=generator)
+        return index, y
+
+    def class_weights(self) -> Tensor:
+        """By the effective number of samples, from the class counts of the subset."""
+        counts = torch.zeros(self.num_classes)
+        for g, n in enumerate(self.counts):
+            counts[self.train.y[self.train.group == g][0]] += n
+        return ta.class_balanced_weights(counts.long())
+
+
+def standardised(train: Part, held: Part) -> tuple[Part, Part]:
+    mean, std = train.x.mean(0), train.x.std(0).clamp(min=1e-6)
+    return replace(train, x=(train.x - mean) / std), replace(held, x=(held.x - mean) / std)
+
+
+def split(part: Part, share: float) -> tuple[Part, Part]:
+    """A stratified part of ``share``, and the rest before it."""
+    index = np.arange(len(part.y))
+    rest, held = train_test_split(index, test_size=share, stratify=part.group, random_state=0)
+    return tuple(Part(part.x[i], part.y[i], part.group[i]) for i in (rest, held))  # type: ignore[return-value]
+
+
+def parts(
+    x: np.ndarray, y: np.ndarray, judged_on: str, test_share: float = 0.4
+) -> tuple[Part, ...]:
+    """Of a set without a test set of its own: to train on, and what it is judged on."""
+    targets = torch.tensor(y).long()
+    pool, test = split(Part(torch.tensor(x).float(), targets, targets), test_share)
+    return (pool, test) if judged_on == "test" else split(pool, 0.25)
+
+
+def long_tail(train: Part, ratio: float, most: int | None = None) -> tuple[int, ...]:
+    fewest = int(torch.bincount(train.group).min())
+    num_groups = int(train.group.max()) + 1
+    return tuple(ta.long_tailed_counts(min(fewest, most or fewest), num_groups, ratio))
+
+
+def even_odd(part: Part) -> Part:
+    """Label: even or odd; the ten classes become hidden groups."""
+    return replace(part, y=part.y % 2)
+
+
+def hidden_tail(train: Part, ratio: float, most: int | None = None) -> tuple[int, ...]:
+    """Of ten classes that are five and five of a label: a long tail within either."""
+    counts = long_tail_of(5, min(int(torch.bincount(train.group).min()), most or 10**9), ratio)
+    return tuple(counts[g // 2] for g in range(10))
+
+
+def long_tail_of(groups: int, n_max: int, ratio: float) -> Sequence[int]:
+    return ta.long_tailed_counts(n_max, groups, ratio)
+
+
+def digits_lt(judged_on: str) -> Task:
+    x, y = load_digits(return_X_y=True)
+    train, held = parts(x / 16, y, judged_on)
+    return Task("digits, long tail", train, held, long_tail(train, 50), 64, 40)
+
+
+def digits_hidden(judged_on: str) -> Task:
+    task = digits_lt(judged_on)
+    train, held = even_odd(task.train), even_odd(task.held)
+    return replace(
+        task, name="digits, hidden groups", train=train, held=held, counts=hidden_tail(train, 50)
+    )
+
+
+def digits_noise(judged_on: str) -> Task:
+    task = digits_lt(judged_on)
+    counts = tuple(torch.bincount(task.train.group).tolist())
+    return replace(task, name="digits, 40 % noise", counts=counts, noise=0.4, epochs=20,
+                   has_class_weights=False)  # fmt: skip
+
+
+def digits_balanced(judged_on: str) -> Task:
+    task = replace(digits_noise(judged_on), name="digits, balanced", noise=0.0)
+    return task
+
+
+def breast_cancer(judged_on: str) -> Task:
+    x, y = load_breast_cancer(return_X_y=True)
+    train, held = standardised(*parts(x, y, judged_on))
+    return Task("breast cancer, ρ = 20", train, held, long_tail(train, 20), 16, 40)
+
+
+def wine(judged_on: str) -> Task:
+    x, y = load_wine(return_X_y=True)
+    train, held = standardised(*parts(x, y, judged_on))
+    return Task("wine, ρ = 10", train, held, long_tail(train, 10), 16, 60, batch_size=16)
+
+
+def synthetic(judged_on: str) -> Task:
+    x, y = make_classification(
+        12000, 20, n_informative=15, n_redundant=0, n_classes=10, n_clusters_per_class=2,
+        class_sep=1.5, flip_y=0.0, random_state=0,
+    )  # fmt: skip
+    train, held = standardised(*parts(x, y, judged_on))
+    return Task("synthetic, ρ = 100", train, held, long_tail(train, 100, 500), 32, 20)
+
+
+@cache
+def imdb_words() -> tuple[Part, Part]:
+    """tf-idf of the thousand most frequent words, rows of length 10; IMDB's own test set."""
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
+    def read(name: str) -> tuple[list[str], Tensor]:
+        files = [f for c in ("neg", "pos") for f in sorted((DATA / "aclImdb" / name / c).iterdir())]
+        return [f.read_text() for f in files], torch.tensor([f.parent.name == "pos" for f in files])
+
+    (texts, y), (test_texts, test_y) = read("train"), read("test")
+    vectors = TfidfVectorizer(max_features=1000, sublinear_tf=True, dtype=np.float32)
+    x, test_x = vectors.fit_transform(texts), vectors.transform(test_texts)
+    made = [(x, y.long()), (test_x, test_y.long())]
+    return tuple(Part(10 * torch.from_numpy(x.toarray()), y, y) for x, y in made)  # type: ignore[return-value]
+
+
+def imdb(judged_on: str) -> Task:
+    train, held = imdb_words()
+    if judged_on == "validation":
+        train, held = split(train, 0.2)
+    else:
+        held, _ = split(held, 0.8)
+    return Task("IMDB words, ρ = 10", train, held, long_tail(train, 10, 2000)[::-1], 0, 15)
+
+
+def cifar_features(judged_on: str) -> Task:
+    """Features of a ResNet-32 trained for 160 epochs on CIFAR-10-LT, ρ = 100; a linear model.
+
+    From a file that `cifar_features.py` makes. Judged on images that the subset left out, or the
+    test set.
+    """
+    made = torch.load(DATA / "cifar10_features.pt", weights_only=True)
+    train = Part(made["x"].float(), made["y"], made["y"])
+    held = Part(made[f"{judged_on}_x"].float(), made[f"{judged_on}_y"], made[f"{judged_on}_y"])
+    counts = tuple(torch.bincount(train.y).tolist())
+    return Task("CIFAR-10-LT features, ρ = 100", train, held, counts, 0, 6, batch_size=128)
+
+
+def cifar_hidden(judged_on: str) -> Task:
+    """The same features: animal or vehicle, its ten classes hidden, a long tail over all ten."""
+    task = cifar_features(judged_on)
+    animal = torch.tensor([0, 0, 1, 1, 1, 1, 1, 1, 0, 0])
+    train, held = (replace(p, y=animal[p.y]) for p in (task.train, task.held))
+    return replace(task, name="CIFAR-10-LT features, hidden groups", train=train, held=held)
+
+
+@cache
+def clothes() -> tuple[Part, Part]:
+    """Fashion-MNIST, 14×14."""
+    folder = Path("/usr/share/datasets/fashion-mnist")
+    made = []
+    for name in ("train", "t10k"):
+        files = [str(folder / f"{name}-{kind}-ubyte.gz") for kind in ("images-idx3", "labels-idx1")]
+        images = read_idx(files[0])[16:].reshape(-1, 1, 28, 28)
+        small = torch.nn.functional.avg_pool2d(images.float() / 255, 2).flatten(1)
+        y = read_idx(files[1])[8:].long()
+        made.append(Part(small, y, y))
+    return tuple(made)  # type: ignore[return-value]
+
+
+def read_idx(path: str) -> Tensor:
+    with gzip.open(path) as file:
+        return torch.frombuffer(bytearray(file.read()), dtype=torch.uint8)
+
+
+def clothes_lt(judged_on: str) -> Task:
+    """Left alone by tuning."""
+    train, held = clothes()
+    return Task("clothes, long tail", train, held, long_tail(train, 50, 600), 64, 12)
+
+
+def clothes_hidden(judged_on: str) -> Task:
+    task = clothes_lt(judged_on)
+    train, held = even_odd(task.train), even_odd(task.held)
+    return replace(task, name="clothes, hidden groups", train=train, held=held,
+                   counts=hidden_tail(train, 50, 600))  # fmt: skip
+
+
+TASKS: dict[str, Callable[[str], Task]] = {
+    f.__name__: f
+    for f in (
+        digits_lt, digits_hidden, digits_noise, digits_balanced, breast_cancer, wine, synthetic,
+        imdb, cifar_features, cifar_hidden,
+    )
+}  # fmt: skip
+UNTOUCHED = {f.__name__: f for f in (clothes_lt, clothes_hidden)}
