@@ -55,6 +55,8 @@ int main(int argc, char **argv) {
     rule.gamma = 0.9;
     rule.alpha = 1.0;
     rule.s_init = NAN; /* the first batch sets it */
+    static absgd_report reports[2];
+    reports[1].count = NAN; /* the running mean has seen no batch */
     static absgd_softmax_loss loss;
     loss.samples = BATCH;
     loss.classes = CLASSES;
@@ -80,15 +82,12 @@ int main(int argc, char **argv) {
             static float losses[BATCH], saved[ABSGD_LOSS_SAVED][BATCH], p[BATCH],
                 coefficients[BATCH];
             const int64_t *y = labels + begin;
-            absgd_stats stats;
 
             for (int i = 0; i < BATCH; i++) logits_of(images[begin + i], logits[i]);
             ok(absgd_softmax_loss_forward(ABSGD_FLOAT32, &loss, logits, y, NULL, losses, saved, 0,
                                           BATCH));
-            ok(absgd_batch_stats(ABSGD_FLOAT32, losses, NULL, BATCH, &lam, &stats));
-            ok(absgd_update_log_s(&stats, &lam, &rule, &log_s, &log_s_lam));
-            ok(absgd_weights(ABSGD_FLOAT32, losses, NULL, BATCH, &lam, &log_s, &stats, 1.0, p,
-                             coefficients));
+            ok(absgd_weigh(ABSGD_FLOAT32, losses, NULL, NULL, BATCH, &lam, &rule, &log_s,
+                           &log_s_lam, reports, p, coefficients));
             ok(absgd_softmax_loss_backward(ABSGD_FLOAT32, &loss, logits, y, NULL, saved,
                                            coefficients, dlogits, 0, BATCH));
 
