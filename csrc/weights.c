@@ -53,7 +53,7 @@ ABSGD_INLINE void weights_of(absgd_dtype dtype, const void *losses, const uint8_
                              void *weights, void *coefficients, double *capped) {
     const absgd_inverse inverse = absgd_inverse_of(lam);
     const double log_s = weigher.log_s, cap = weigher.cap, scale = weigher.scale;
-    const int is_bad = log_s != log_s;
+    const int is_bad = log_s != log_s && scale != scale; /* not merely an unset log_s */
     double above = 0.0;
     ABSGD_SIMD_WITH(reduction(+ : above))
     for (int64_t i = 0; i < n; i++) {

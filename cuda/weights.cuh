@@ -170,7 +170,7 @@ template <class S, class A>
 __device__ cap_counts write_weights(const loss_batch<S> &batch, const absgd_weigher &weigher,
                                     double lam, A *weights, A *coefficients) {
     const absgd_inverse inverse = absgd_inverse_of(lam);
-    const bool is_bad = isnan(weigher.log_s);
+    const bool is_bad = isnan(weigher.log_s) && isnan(weigher.scale); /* not merely unset */
     const int64_t stride = static_cast<int64_t>(gridDim.x) * blockDim.x;
     cap_counts seen = {0.0, 0.0};
     for (int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; i < batch.n;

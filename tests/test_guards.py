@@ -124,8 +124,16 @@ def test_a_weight_of_zero_counts_and_is_silent() -> None:
         assert opt.weights[2] == 0 and opt.stats().last.count == 3
 
 
-def test_no_weight_at_all_changes_nothing() -> None:
-    opt = make(lam=1.0)
+@pytest.mark.parametrize("guards", GUARDS, ids=str)
+@pytest.mark.parametrize("fresh", [True, False])
+def test_no_weight_at_all_changes_nothing(fresh: bool, guards: dict[str, object]) -> None:
+    opt = make(lam=1.0, **guards)
+    if fresh:
+        losses = torch.rand(5, requires_grad=True)
+        total = opt.weigh(losses, weight=torch.zeros(5))
+        total.backward()
+        assert total == 0 and torch.equal(losses.grad, torch.zeros(5)) and opt.log_s.isnan()
+        return
     opt.weigh(torch.ones(3))
     before = opt.log_s.item()
     losses = torch.ones(2, requires_grad=True)
