@@ -3,7 +3,6 @@ other, on a tiny model and two batches of random data."""
 
 from __future__ import annotations
 
-import inspect
 import math
 import re
 from pathlib import Path
@@ -58,31 +57,11 @@ def names() -> dict[str, Any]:
     }  # fmt: skip
 
 
-def not_there_yet(code: str) -> list[str]:
-    """Arguments and methods that the pages have before the package has them. Once it has, no name
-    is found here, and whatever a block then lacks is an error."""
-    weigh, schedule = inspect.signature(ta.ABSGD.weigh), inspect.signature(ta.LamScheduler)
-    attentional = inspect.signature(ta.AttentionalLoss)
-    missing = {
-        "keep_loss=": "keep_loss" not in attentional.parameters,
-        "class_weight=": "class_weight" not in attentional.parameters,
-        ", weight=w[y]": "weight" not in weigh.parameters,
-        "over=": "over" not in schedule.parameters,
-        "frozen()": not hasattr(ta.ABSGD, "frozen"),
-    }
-    return [name for name, lacks in missing.items() if lacks and name in code]
-
-
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_the_blocks_of_a_page_run(page: Path) -> None:
-    namespace, left_out = names(), []
+    namespace = names()
     for number, code in enumerate(blocks(page), 1):
-        if lacking := not_there_yet(code):
-            left_out.append(f"block {number}: {', '.join(lacking)}")
-            continue
         exec(compile(code, f"{page.name}, block {number}", "exec"), namespace)
-    if left_out:
-        pytest.skip(f"not in the package yet, {'; '.join(left_out)}")
 
 
 def test_blocks_are_found_and_a_wrong_one_fails(tmp_path: Path) -> None:
