@@ -254,3 +254,21 @@ def test_a_criterion_that_shares_the_state_may_move_it() -> None:
     assert opt.state_dict()["param_groups"][0]["log_s"] == log_s
     opt.weigh(LOSSES)
     assert opt.param_groups[1]["log_s"] is opt.weigher.state.log_s
+
+
+def test_a_state_without_a_history_is_none_to_go_on_from() -> None:
+    """accelerate's prepare() loads a new optimizer's own state into it."""
+    opt = make(momentum=0.9)
+    opt.load_state_dict(opt.state_dict())
+    assert not opt.has_loaded_state
+    opt.weigh(LOSSES)
+    other = make()
+    other.load_state_dict(opt.state_dict())
+    assert other.has_loaded_state
+    sgd = torch.optim.SGD([parameter()], lr=0.1, momentum=0.9)
+    (p,) = sgd.param_groups[0]["params"]
+    p.grad = torch.ones(3)
+    sgd.step()
+    from_sgd = ta.ABSGD([parameter()], lr=0.1, momentum=0.9)
+    from_sgd.load_state_dict(sgd.state_dict())
+    assert from_sgd.has_loaded_state

@@ -150,6 +150,7 @@ class SharedGroups(SGD):
         self.weigher = weigher
         self.momentum_form = momentum_form
         self._fused: list[FusedStep] = []  # one a group, made at the first step
+        self._had_momentum = False  # in a state that was loaded
         self._published, self._version = self._wide(), -1
         super().__init__(params, **sgd_arguments)
         device = next((p.device for g in self.param_groups for p in g["params"]), None)
@@ -199,7 +200,7 @@ class SharedGroups(SGD):
     @property
     def has_loaded_state(self) -> bool:
         """Whether a state dict has been loaded: a schedule then does not begin anew."""
-        return self.weigher.was_loaded
+        return self.weigher.was_loaded or self._had_momentum
 
     def state_dict(self) -> dict[str, Any]:
         self._adopt()
@@ -235,6 +236,7 @@ class SharedGroups(SGD):
             super().__setstate__(state)  # type: ignore[no-untyped-call]
             self.weigher.state.load(loaded)
             self.weigher.forget()
+        self._had_momentum = any(self.state.values())
         self._publish()
         self._fused = []
 

@@ -197,8 +197,9 @@ class Weigher:
             self.is_frozen = was
 
     def forget(self) -> None:
-        """A state was loaded: drops what is remembered of before."""
-        self.was_loaded = True
+        """A state was loaded: drops what is remembered of before. A state that has seen no batch is
+        none to go on from: accelerate loads a new optimizer's own into it."""
+        self.was_loaded = not bool(self.state.reports[0, 0].isnan())
         self.rows = self._weights = self.accumulation = None
         self.watch.begin()
 

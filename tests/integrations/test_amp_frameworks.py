@@ -19,7 +19,7 @@ def scaled(opt: ta.ABSGD, scaler: torch.amp.GradScaler, p: nn.Parameter, largest
 @pytest.mark.parametrize("overflows", [True, False])
 def test_accelerate_knows_of_a_skipped_step(overflows: bool) -> None:
     accelerate = pytest.importorskip("accelerate")
-    accelerate.PartialState(cpu=True)
+    accelerate.Accelerator(cpu=True)
     from accelerate.optimizer import AcceleratedOptimizer
 
     p = nn.Parameter(torch.ones(3))
