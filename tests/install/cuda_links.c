@@ -2,5 +2,5 @@
 #include <absgd_cuda.h>
 
 int main(void) {
-    return absgd_dot_cuda(ABSGD_FLOAT32, 0, 0, -1, 0, 0) == ABSGD_INVALID_SIZE ? 0 : 1;
+    return absgd_dot_cuda(ABSGD_FLOAT32, 0, 0, 0, -1, 0, 0) == ABSGD_INVALID_SIZE ? 0 : 1;
 }
