@@ -86,9 +86,8 @@ class RuleState:
 
     @torch.no_grad()
     def set_lam(self, lam: Lam) -> None:
-        """Sets λ in place. Within one sign log_s is carried over, log_s·λ_old/λ_new; on a change
-        of sign, or from ±∞, the next batch initialises it."""
-        _rule_checks.check_lam(lam)
+        """Sets λ, which has been checked, in place. Within one sign log_s is carried over,
+        log_s·λ_old/λ_new; on a change of sign, or from ±∞, the next batch initialises it."""
         self.has_history = False
         self.rule = lam if isinstance(lam, LamRule) else None
         self.is_negative = _is_negative(lam)

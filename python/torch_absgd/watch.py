@@ -1,7 +1,9 @@
 """One warning, early: when the weights that have just begun are too selective for training.
 
 The first batches after λ was set are added up where the losses are, and looked at once, without
-waiting for a device. The bounds were measured over the tasks of recipes/studies: see RESULTS.md.
+waiting for a device. The bounds were chosen on validation splits of recipes/studies' tasks: over
+90 settings without a rule or a guard, 0.7 missed none of the 27 that lost more than 5 points to
+SGD, and was a false alarm in 4 of the 57 that lost less than 2.
 """
 
 from __future__ import annotations
@@ -54,6 +56,8 @@ class Watch:
             losses, mask, weight: as the operators take them: what advice is found from.
         """
         if self.has_warned or self.batches > LOOK or _must_not_look(state.reports):
+            return
+        if least_share(state) == 0:  # nothing to judge: no work for it either
             return
         if self.batches < LOOK:
             last = state.reports[0]
