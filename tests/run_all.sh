@@ -60,9 +60,7 @@ cpp_tests() {
 cuda_kernels_on_the_cpu() {
     cmake -S tests/cuda_host -B "$build/cuda_host" >/dev/null
     cmake --build "$build/cuda_host"
-    # ThreadSanitizer takes a quarter of an hour: ABSGD_TSAN=1 runs it too.
-    ctest --test-dir "$build/cuda_host" --output-on-failure --no-tests=error -j 2 \
-        $([[ ${ABSGD_TSAN:-0} == 1 ]] || echo -E tsan)
+    ctest --test-dir "$build/cuda_host" --output-on-failure --no-tests=error -j 2
 }
 
 aarch64_compilation() {
