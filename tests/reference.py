@@ -59,8 +59,10 @@ class Algorithm1:
             if math.isnan(self.log_s):
                 self.log_s = batch
             else:
-                old = math.exp(self.log_s - batch) if self.gamma < 1 else 0.0
-                self.log_s = batch + math.log((1 - self.gamma) * old + self.gamma)
+                own = math.log(self.gamma) + batch
+                old = math.log1p(-self.gamma) + self.log_s if self.gamma < 1 else -math.inf
+                larger = max(old, own)
+                self.log_s = larger + math.log(math.exp(old - larger) + math.exp(own - larger))
             if self.bounded or self.keep_loss or self.max_weight < math.inf:
                 self.log_s = min(self.log_s, batch - math.log(self.gamma))
             self.p = [
