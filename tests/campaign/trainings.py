@@ -213,6 +213,7 @@ class Plain:
             keep_loss=rule["keep_loss"],
         )  # fmt: skip
         self.wanted = rule["lam"]
+        self.found = math.nan  # λ that the package found
         self.rule.lam = self.log_s_lam = self._start_of(self.wanted)
 
     def _start_of(self, lam: Any) -> float:
@@ -268,7 +269,10 @@ class Plain:
         for _ in range(100):
             middle = (low + high) / 2
             low, high = (middle, high) if excess(middle) < 0 else (low, middle)
-        self.rule.lam = math.copysign(math.exp(low), -1 if noisy else 1)
+        sign = -1 if noisy else 1
+        if 0 < sign * self.found < math.inf and abs(excess(math.log(abs(self.found)))) < 1e-12:
+            low = math.log(abs(self.found))  # as good an answer, where many λ are
+        self.rule.lam = math.copysign(math.exp(low), sign)
 
     def coefficients(self, losses: Tensor, mask: Tensor | None, weight: Tensor | None) -> Tensor:
         """c, such that Σ c_i ∂L_i is the gradient; takes the batch in."""
@@ -455,6 +459,7 @@ def run(program: Program) -> str:
             ours.run(step)
         except Exception as error:
             return f"step {i}: {type(error).__name__}: {error}"
+        plain.found = ours.opt.lam.item()
         plain.run(step)
         for name, expected in plain.named.items():
             if expected.numel() == 0:
