@@ -21,8 +21,9 @@ namespace absgd {
 
 constexpr int WARP = 32;
 constexpr int THREADS = 256; /* of a block; kernels take what blockDim says, in whole warps */
-constexpr int RESIDENT =
-    4; /* blocks of a multiprocessor, as __launch_bounds__ of kernels that meet */
+/* Blocks of a multiprocessor, as __launch_bounds__ of kernels that meet: leaves a thread 80
+ * registers, so that none spills. */
+constexpr int RESIDENT = 3;
 
 /* ---- element types ---- */
 

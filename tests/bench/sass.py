@@ -1,12 +1,13 @@
 """What the compiler made of the CUDA kernels, read from their machine code: no card is needed.
 
-    python tests/bench/sass.py FILE [--kernels REGEX]
+    python tests/bench/sass.py FILE [--arch sm_90] [--kernels REGEX] [--no-spills]
 
-FILE: an object, a library or a cubin that nvcc has built, for one architecture or several. Of each
-kernel: registers, bytes of stack (what did not fit into registers), and of the loop that reads
-global memory in the widest pieces: how wide, how many bytes a turn reads, and the fewest
-instructions that a turn takes, from its first to its last by the shortest way, whole and per
-element that is read. Needs cuobjdump, of the toolkit or as triton brings it, and c++filt.
+FILE: an object or a library that nvcc has built. Of each kernel: registers, bytes of stack (what
+did not fit into registers), and of the loop that reads global memory in the widest pieces: how
+many bits at once, how many bytes a turn reads, and the fewest instructions that a turn takes, by
+the shortest way from its first to its last, whole and per element that is read. Where a turn may
+leave its work out, for what is masked, that way does. Needs cuobjdump, of the toolkit or as triton
+brings it, and c++filt.
 """
 
 from __future__ import annotations
@@ -84,14 +85,13 @@ def way_around(code: list[Instruction]) -> Loop | None:
 def hot_loop(code: list[Instruction]) -> Loop | None:
     """Of the innermost loops: the one with the widest loads, and of these the longest."""
     index = {instruction.at: i for i, instruction in enumerate(code)}
-    spans = []
-    for end, instruction in enumerate(code):
-        begin = index.get(instruction.target, end + 1) if instruction.target is not None else end + 1
-        if begin <= end and any(i.read for i in code[begin : end + 1]):
-            spans.append((begin, end))
-    inner = [
-        (a, b) for a, b in spans if not any((c, d) != (a, b) and a <= c and d <= b for c, d in spans)
+    spans = [
+        (index[instruction.target], end)
+        for end, instruction in enumerate(code)
+        if instruction.target in index and index[instruction.target] <= end
     ]
+    spans = [(a, b) for a, b in spans if any(i.read for i in code[a : b + 1])]
+    inner = [s for s in spans if not any(s != t and s[0] <= t[0] and t[1] <= s[1] for t in spans)]
     loops = [loop for a, b in inner if (loop := way_around(code[a : b + 1])) and loop.read]
     return max(loops, key=lambda loop: (loop.width, loop.instructions), default=None)
 
@@ -122,9 +122,13 @@ def element_size(kernel: str) -> int | None:
     return SIZES[types[0]] if types else None
 
 
-def table(file: Path, kernels: str) -> list[str]:
-    usage = USAGE.findall(cuobjdump("-res-usage", str(file)))
-    bodies = re.split(r"Function : (\S+)", cuobjdump("-sass", str(file)))[1:]
+def table(file: Path, arch: str, kernels: str) -> tuple[list[str], list[str]]:
+    """The table's lines, and the kernels that spill."""
+    of = ("-arch", arch, str(file))
+    usage = USAGE.findall(cuobjdump("-res-usage", *of))
+    bodies = re.split(r"Function : (\S+)", cuobjdump("-sass", *of))[1:]
+    if not usage:
+        raise SystemExit(f"sass: {file} has no kernels for {arch}")
     code = {
         name: [Instruction(int(at, 16), *rest) for at, *rest in INSTRUCTION.findall(body)]
         for name, body in zip(bodies[::2], bodies[1::2], strict=True)
@@ -133,26 +137,33 @@ def table(file: Path, kernels: str) -> list[str]:
         "| kernel | registers | stack | load | bytes a turn | instructions | per element |",
         "|---|---:|---:|---:|---:|---:|---:|",
     ]
+    spilling = []
     names = readable([name for name, *_ in usage])
     for kernel, (name, registers, stack) in sorted(zip(names, usage, strict=True)):
         if not re.search(kernels, kernel):
             continue
         loop = hot_loop([i for i in code.get(name, []) if i.name != "NOP"])
         row = [f"`{kernel}`", registers, stack]
+        spilling += [kernel] if stack != "0" else []
         if loop:
             size = element_size(kernel)
             each = f"{loop.instructions * size / loop.read:.1f}" if size else ""
             row += [f"{8 * loop.width}", f"{loop.read}", f"{loop.instructions}", each]
         lines.append("| " + " | ".join(row + [""] * (7 - len(row))) + " |")
-    return lines
+    return lines, spilling
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("file", type=Path)
+    parser.add_argument("--arch", default="sm_90", help="the card's: sm_75, sm_80, sm_90 …")
     parser.add_argument("--kernels", default="", help="only those whose name matches")
+    parser.add_argument("--no-spills", action="store_true", help="a kernel that spills is an error")
     args = parser.parse_args()
-    print("\n".join(table(args.file, args.kernels)))
+    lines, spilling = table(args.file, args.arch, args.kernels)
+    print("\n".join(lines))
+    if args.no_spills and spilling:
+        raise SystemExit("sass: these spill: " + ", ".join(spilling))
 
 
 if __name__ == "__main__":
