@@ -56,6 +56,10 @@ opt.weigh(w**2).backward()
 opt.step()
 assert torch.allclose(w, torch.full((3,), 1 - 0.1 * 2 / 3)), w
 PYTHON
+for command in torch-absgd-train torch-absgd-paper; do
+    "$work/user/bin/$command" --help >"$work/help"
+    grep -q -- --dry-run "$work/help" || fail "$command --help: $(cat "$work/help")"
+done
 
 echo "--- an editable installation follows its C sources"
 tar -xzf "$work"/dist/*.tar.gz -C "$work"

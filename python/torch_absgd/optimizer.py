@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 import torch
 from torch import Tensor
@@ -269,6 +269,18 @@ class ABSGD(SharedGroups):
     def zero_grad(self, set_to_none: bool = True) -> None:
         super().zero_grad(set_to_none)
         self.weigher.on_zero_grad()
+
+    def join_hook(self, **_: Any) -> NoReturn:
+        """What ``torch.distributed.algorithms.Join`` would call for ranks that run out of batches.
+
+        Raises:
+            NotImplementedError: DDP's own hook waits there for the other ranks' backward pass, and
+                those wait, within `weigh`, for this rank's statistics.
+        """
+        raise NotImplementedError(
+            "ABSGD cannot be joined: a rank that has run out of batches goes on with empty ones, "
+            "x[:0] and y[:0], which count nothing, until every rank has run out"
+        )
 
     # ---- the step
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import nn
 from torch.nn import functional as F
 
@@ -47,7 +48,7 @@ def names() -> dict[str, Any]:
     x, y = torch.randn(8, 6), torch.arange(8) % 4
     logits = model(x)
     return {
-        "math": math, "torch": torch, "nn": nn, "F": F, "ta": ta,
+        "math": math, "torch": torch, "dist": dist, "nn": nn, "F": F, "ta": ta,
         "model": model, "x": x, "y": y, "logits": logits, "loader": [(x, y), (x, y)],
         "losses": F.cross_entropy(logits, y, reduction="none"),
         "labels": torch.randint(2, (8, 4)).float(), "tokens": torch.randint(4, (8, 3)),
