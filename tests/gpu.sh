@@ -78,8 +78,8 @@ assert torch_absgd.PerSampleCrossEntropy()(x[None], torch.tensor([0], device="cu
 card_kernels() { tests_ran "$build/tests/cuda/absgd_cuda_tests"; }
 card_package() { package_tests cuda 'there is one card|too little memory' -m cuda; }
 card_bench() {
-    "$python" tests/bench/sass.py "$build/libabsgd_cuda.a"
-    "$python" tests/bench/bench_cuda.py --output "$report/BENCHMARKS.md"
+    "$python" tests/bench/bench_cuda.py --output "$report/BENCHMARKS.md" &&
+        "$python" tests/bench/sass.py python/torch_absgd/torch_absgd_cuda.so
 }
 
 # The smallest sizes of each test: the tools slow kernels down a hundredfold.
@@ -106,7 +106,10 @@ rehearse_memcheck() { ctests planted_asan; }
 rehearse_racecheck() { ctests planted_tsan; }
 rehearse_synccheck() { tests_ran "$build/cuda_host_asan" '--gtest_filter=HarnessDeathTest.*'; }
 rehearse_bench() {
-    "$python" tests/bench/bench_cuda.py --rehearse --output "$report/BENCHMARKS.md"
+    "$python" tests/bench/bench_cuda.py --rehearse --output "$report/BENCHMARKS.md" || return
+    local library
+    library=$("$python" -c 'from torch_absgd._cuda import LIBRARY; print(LIBRARY)')
+    [[ ! -e $library ]] || "$python" tests/bench/sass.py "$library" --no-spills
 }
 ctests() { ctest --test-dir "$build" --no-tests=error --output-on-failure -R "$1"; }
 
