@@ -40,8 +40,12 @@ bool without_barriers = false;
 namespace {
 
 constexpr int WARP = 32;
-constexpr int MAX_THREADS = 1024;    /* of a block */
-constexpr int MAX_FIBRES = 2048;     /* alive at once */
+constexpr int MAX_THREADS = 1024; /* of a block */
+#if defined(CUDA_ON_CPU_TSAN)     /* for which each has a clock of all others */
+constexpr int MAX_FIBRES = 512;   /* alive at once */
+#else
+constexpr int MAX_FIBRES = 2048;
+#endif
 constexpr int MAX_VARIABLES = 16;    /* shared ones of a block */
 constexpr size_t STACK = 256 * 1024; /* of a fibre; the largest kernel parameter is 32 KB */
 constexpr unsigned NO_SYNC = 1;      /* for ThreadSanitizer: a switch is no synchronisation */
