@@ -39,6 +39,7 @@ class Algorithm1:
     buffer: Tensor | None = None
     max_weight: float = math.inf
     keep_loss: bool = False
+    bounded: bool = False  # s, by the batch's own: with guards, or under a rule for λ
     p: list[float] = field(default_factory=list)  # of the last batch, before guards
     weights: list[float] = field(default_factory=list)  # and after
     kappa: float = 1.0
@@ -58,9 +59,11 @@ class Algorithm1:
             if math.isnan(self.log_s):
                 self.log_s = batch
             else:
-                old = math.exp(self.log_s - batch) if self.gamma < 1 else 0.0
-                self.log_s = batch + math.log((1 - self.gamma) * old + self.gamma)
-            if self.keep_loss or self.max_weight < math.inf:  # s is bounded by the batch's own
+                own = math.log(self.gamma) + batch
+                old = math.log1p(-self.gamma) + self.log_s if self.gamma < 1 else -math.inf
+                larger = max(old, own)
+                self.log_s = larger + math.log(math.exp(old - larger) + math.exp(own - larger))
+            if self.bounded or self.keep_loss or self.max_weight < math.inf:
                 self.log_s = min(self.log_s, batch - math.log(self.gamma))
             self.p = [
                 math.exp(v - self.log_s) if w > 0 else 0.0 for v, w in zip(z, weight, strict=True)

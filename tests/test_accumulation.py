@@ -356,6 +356,29 @@ def test_the_model_s_own_zero_grad_in_a_window(set_to_none: bool) -> None:
     torch.testing.assert_close(model.weight.grad, torch.ones(1, 3))
 
 
+@pytest.mark.parametrize("kind", ["weight", "flat"])
+@pytest.mark.parametrize("lam", [1.0, -2.0])
+def test_gradients_that_are_zero_of_themselves_are_not_taken_for_zeroed(
+    kind: str, lam: float
+) -> None:
+    """Of a micro-batch whose weights are 0, or whose losses are flat where they are."""
+
+    def train(parts: int) -> tuple[Tensor, Tensor]:
+        w = torch.zeros(2, dtype=torch.float64, requires_grad=True)
+        opt = ABSGD([w], lr=0.1, lam=lam)
+        margins = torch.tensor([3.0, 2.0, -1.0, -2.0], dtype=torch.float64)  # two are met
+        weight = torch.tensor([0.0, 0.0, 0.5, 2.0]) if kind == "weight" else None
+        for rows in torch.arange(4).chunk(parts):
+            with opt.accumulate():
+                losses = (w.sum() + (1 - margins[rows])).clamp(min=0)
+                opt.weigh(losses, weight=None if weight is None else weight[rows]).backward()
+        opt.step()
+        return w.detach(), opt.log_s
+
+    for ours, expected in zip(train(2), train(1), strict=True):
+        torch.testing.assert_close(ours, expected, rtol=1e-12, atol=0)
+
+
 def test_a_divisor_cannot_change_in_a_window() -> None:
     opt = make()
     p = opt.param_groups[0]["params"][0]

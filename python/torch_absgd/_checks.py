@@ -48,19 +48,23 @@ def check_choice(name: str, value: object, allowed: tuple[object, ...]) -> None:
 # ---- epochs, class counts and labels
 
 
-def check_integer(name: str, value: object, least: int | None = None) -> int:
-    """``value`` as an int; TypeError unless it is one, ValueError if it is below ``least``."""
+def check_integer(
+    name: str, value: object, least: int | None = None, most: int | None = None
+) -> int:
+    """``value`` as an int; TypeError unless it is one, ValueError if it is out of bounds."""
     if not isinstance(value, Integral) or isinstance(value, bool):
         raise TypeError(f"{name} must be an integer, got {value!r}")
     if least is not None and value < least:
         raise ValueError(f"Invalid {name} value: {value} (must be ≥ {least})")
+    if most is not None and int(value) > most:
+        raise ValueError(f"Invalid {name} value: {value} (must be ≤ {most})")
     return int(value)
 
 
 def check_profile(n_max: object, num_classes: object, imbalance_ratio: object) -> None:
     """Raises unless they are what `long_tailed_counts` documents."""
-    largest = check_integer("n_max", n_max, least=1)
-    check_integer("num_classes", num_classes, least=1)
+    largest = check_integer("n_max", n_max, least=1, most=2**63 - 1)
+    check_integer("num_classes", num_classes, least=1, most=10_000_000)  # that fit into memory
     is_allowed = is_real(imbalance_ratio) and 1 <= imbalance_ratio <= largest
     check_number("imbalance_ratio", imbalance_ratio, f"in [1, n_max = {n_max}]", is_allowed)
 
@@ -105,13 +109,15 @@ def _counts(class_counts: Any) -> Tensor:
     if isinstance(class_counts, Tensor):
         if class_counts.is_complex() or class_counts.dtype is torch.bool or class_counts.is_meta:
             raise TypeError(f"class_counts must be numbers, one a class, got {class_counts!r}")
+        if class_counts.layout is not torch.strided:
+            raise TypeError(f"class_counts must be dense, got {class_counts.layout}")
         return class_counts.detach().to("cpu", torch.float64)
     shape = tuple(getattr(class_counts, "shape", (1,)))
     if len(shape) != 1:
         raise ValueError(f"class_counts must have shape (C) with C ≥ 1, got shape {shape}")
     if isinstance(class_counts, Mapping) or hasattr(class_counts, "items"):
         class_counts = _values_by_class(dict(class_counts.items()))
-    is_list = isinstance(class_counts, Iterable) and not isinstance(class_counts, (str, Set))
+    is_list = isinstance(class_counts, Iterable) and not isinstance(class_counts, (str, bytes, Set))
     # One by one: arrays of any byte order, stride and dtype give numbers that way.
     values: list[Any] = list(class_counts) if is_list else [None]
     if values and isinstance(values[0], (list, tuple)):
@@ -230,7 +236,11 @@ def is_integral(values: object) -> bool:
 
 
 def check_predictions(
-    prediction: object, target: object, groups: object = None, ignore_index: int = -100
+    prediction: object,
+    target: object,
+    groups: object = None,
+    ignore_index: int = -100,
+    name: str = "prediction",
 ) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None]:
     """(predicted classes, logits or None, targets, groups or None) of the N elements that count,
     flat: int64 [N], [N, C], int64 [N], int64 [N], on the predictions' device.
@@ -238,25 +248,25 @@ def check_predictions(
     Raises:
         TypeError, ValueError: naming the argument.
     """
-    for name, values in (("target", target), ("groups", groups)):
-        if not is_integral(values) and not (name == "groups" and values is None):
-            raise TypeError(f"{name} must be a tensor of integers, got {_kind(values)}")
+    ignore_index = check_integer("ignore_index", ignore_index, least=-(2**63), most=2**63 - 1)
+    for other, values in (("target", target), ("groups", groups)):
+        if not is_integral(values) and not (other == "groups" and values is None):
+            raise TypeError(f"{other} must be a tensor of integers, got {_kind(values)}")
     if not isinstance(prediction, Tensor) or not (
         prediction.is_floating_point() or is_integral(prediction)
     ):
-        raise TypeError(f"prediction must be logits or integer classes, got {_kind(prediction)}")
+        raise TypeError(f"{name} must be logits or integer classes, got {_kind(prediction)}")
     target, logits = cast(Tensor, target), None
     shape = tuple(prediction.shape)
     if prediction.is_floating_point():
         if prediction.dim() < 2 or shape[:1] + shape[2:] != tuple(target.shape):
             raise ValueError(
-                f"prediction must be logits (N, C, …) for target's {tuple(target.shape)}, got "
-                f"{shape}"
+                f"{name} must be logits (N, C, …) for target's {tuple(target.shape)}, got {shape}"
             )
         logits = prediction.detach().movedim(1, -1).reshape(-1, shape[1])
         predicted = logits.argmax(1)
     elif shape != tuple(target.shape):
-        raise ValueError(f"prediction must have target's shape {tuple(target.shape)}, got {shape}")
+        raise ValueError(f"{name} must have target's shape {tuple(target.shape)}, got {shape}")
     else:
         predicted = prediction.flatten().long()
     target = target.flatten().to(predicted.device, torch.int64)
@@ -270,9 +280,9 @@ def check_predictions(
             )
         groups = groups.flatten().to(predicted.device, torch.int64)[counts]
     predicted, target = predicted[counts], target[counts]
-    for name, labels in (("prediction", predicted), ("target", target), ("groups", groups)):
+    for other, labels in ((name, predicted), ("target", target), ("groups", groups)):
         if isinstance(labels, Tensor) and int(labels.min()) < 0:
-            raise ValueError(f"{name} must be ≥ 0, got {int(labels.min())}")
+            raise ValueError(f"{other} must be ≥ 0, got {int(labels.min())}")
     return predicted, None if logits is None else logits[counts], target, cast(Any, groups)
 
 

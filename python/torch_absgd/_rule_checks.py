@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, SupportsFloat
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from ._checks import (
@@ -41,8 +42,11 @@ def check_lam(lam: object) -> None:
 
 
 def check_process_group(process_group: object) -> None:
-    if isinstance(process_group, str) and process_group != "local":
-        raise ValueError(
+    is_text = isinstance(process_group, str)
+    if process_group is None or (is_text and process_group == "local"):
+        return
+    if is_text or not (dist.is_available() and isinstance(process_group, dist.ProcessGroup)):
+        raise (ValueError if is_text else TypeError)(
             f"Invalid process_group value: {process_group!r} "
             "(must be a process group, None or 'local')"
         )
@@ -82,6 +86,8 @@ def check_losses(losses: object, mask: object, weight: object) -> None:
         raise TypeError(f"losses must be floating point, got {losses.dtype}")
     if losses.device.type == "meta":
         raise ValueError("losses must be on a device that holds values, got meta")
+    if losses.layout is not torch.strided:
+        raise TypeError(f"losses must be dense, got {losses.layout}")
     if losses.dim() == 0:
         raise ValueError(
             "losses must hold one loss a sample, got a scalar: "

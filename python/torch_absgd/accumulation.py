@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import Variable
 
 from . import _ops
 from .collective import Collective
@@ -63,6 +64,7 @@ class Accumulation:
         self.phase = Phase.EMPTY
         self.memory: Tensor | None = None  # absgd_accumulation, from the first micro-batch on
         self.in_flight: list[tuple[Tensor, Any]] = []  # rows of all ranks, being gathered
+        self.left: list[tuple[Tensor, int]] = []  # as backward left the gradients
 
     # ---- transitions
 
@@ -108,6 +110,11 @@ class Accumulation:
                 "pass this is"
             )
         self.phase = Phase.PARTIAL  # a second pass, of retain_graph=True, adds its gradients again
+        if self.ranks.world_size() == 1:
+            Variable._execution_engine.queue_callback(self._after_backward)
+
+    def _after_backward(self) -> None:
+        self.left = [(g, g._version) for g in self.gradients()]
 
     def on_zero_grad(self) -> None:
         """Gradients are dropped. Before the first backward pass they are the step's before:
@@ -120,7 +127,7 @@ class Accumulation:
 
     def discard(self) -> None:
         """Drops the micro-batches so far. What they left in ``.grad`` is the caller's to clear."""
-        self.phase, self.memory, self.in_flight = Phase.EMPTY, None, []
+        self.phase, self.memory, self.in_flight, self.left = Phase.EMPTY, None, [], []
 
     # ---- arithmetic
 
@@ -165,6 +172,7 @@ class Accumulation:
         )
         if not is_first:
             scale_(self.gradients(), shrink)
+        self.left = []
         return out
 
     def _launch(self, own: Tensor) -> Tensor:
@@ -197,15 +205,13 @@ class Accumulation:
         return (True for _ in self.gradients())
 
     def _were_zeroed(self) -> bool:
-        """Whether the gradients so far are all 0, as after ``model.zero_grad(set_to_none=False)``,
-        which nobody else hears of. Asked of one process on the CPU alone: a device would have to
-        be waited for, and another rank's samples may leave a 0 here."""
-        if self.ranks.world_size() > 1:
+        """Whether the gradients were set to 0 since their backward pass, as by
+        ``model.zero_grad(set_to_none=False)``, which nobody else hears of. Their values are looked
+        at, and a device waited for, only where they were written to. Not seen with several ranks,
+        where the collective writes to them too."""
+        if not any(g._version != version for g, version in self.left):
             return False
-        gradients = [*self.gradients()]
-        return len(gradients) > 0 and all(
-            g.device.type == "cpu" and g.layout is torch.strided and not g.any() for g in gradients
-        )
+        return all(g.layout is torch.strided and not g.any() for g, _ in self.left)
 
 
 def _local(t: Tensor) -> Tensor:

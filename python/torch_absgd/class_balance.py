@@ -39,7 +39,7 @@ def class_counts(dataset: Dataset[Any], num_classes: int | None = None) -> list[
         ValueError: they are not one a sample, or not in [0, C).
     """
     if num_classes is not None:
-        num_classes = _checks.check_integer("num_classes", num_classes, least=1)
+        num_classes = _checks.check_integer("num_classes", num_classes, 1, 10_000_000)
     labels = targets_of(dataset)
     largest = int(labels.max())
     if num_classes is not None and largest >= num_classes:
@@ -209,7 +209,7 @@ class ImbalancedSubset(Subset[Any]):
     ) -> None:
         profiles = {"lt": long_tailed_counts, "step": step_counts}
         _checks.check_choice("kind", kind, tuple(profiles))
-        seed = _checks.check_integer("seed", seed, least=0)
+        seed = _checks.check_integer("seed", seed, 0, 2**63 - 1)
         labels = targets_of(dataset, targets)
         present = labels.bincount()
         _checks.check_no_class_missing(present)

@@ -24,7 +24,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ._checks import check_number, is_real
+from ._checks import check_choice, check_number, is_real
 
 INF = math.inf
 
@@ -61,6 +61,7 @@ class LamRule:
 
     def __post_init__(self) -> None:
         rate, low, high = self.rate, self.low, self.high
+        check_choice("noisy", self.noisy, (True, False))
         check_number("rate", rate, "in (0, 1]", is_real(rate) and 0 < rate <= 1)
         check_number("low", low, "finite and > 0", is_real(low) and 0 < low < INF)
         check_number("high", high, f"finite and > low = {low}", is_real(high) and low < high < INF)

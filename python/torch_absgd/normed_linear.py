@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from . import _checks
+
 
 def unit(rows: Tensor) -> Tensor:
     """Each row over its norm, which half precision would overflow: computed in float32 for it. A
@@ -28,6 +30,9 @@ class NormedLinear(nn.Linear):
         in_features: size of the features.
         out_features: C.
         device, dtype: as in ``nn.Linear``.
+
+    Raises:
+        TypeError, ValueError: a size is not an integer ≥ 0.
     """
 
     def __init__(
@@ -37,6 +42,8 @@ class NormedLinear(nn.Linear):
         device: torch.device | str | int | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
+        for name, value in (("in_features", in_features), ("out_features", out_features)):
+            _checks.check_integer(name, value, least=0, most=2**31 - 1)
         super().__init__(in_features, out_features, bias=False, device=device, dtype=dtype)
 
     def forward(self, input: Tensor) -> Tensor:

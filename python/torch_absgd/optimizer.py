@@ -320,7 +320,7 @@ class ABSGD(SharedGroups):
                     if not FusedStep().step(alone, self.state, None, None):
                         torch_step(self, alone, None, None)
                 return
-        raise ValueError(f"p must be a parameter of this optimizer, got shape {tuple(p.shape)}")
+        raise ValueError(f"p must be a parameter of this optimizer, got {type(p)}")
 
     @property
     def _step_supports_amp_scaling(self) -> bool:

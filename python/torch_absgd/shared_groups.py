@@ -7,7 +7,7 @@ and loaded."""
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from operator import is_
 from typing import Any, Literal
 
@@ -147,6 +147,8 @@ class SharedGroups(SGD):
         weigher: Weigher,
         momentum_form: str,
     ) -> None:
+        if not isinstance(params, Iterable):
+            raise TypeError(f"params must be tensors or parameter groups, got {params!r}")
         self.weigher = weigher
         self.momentum_form = momentum_form
         self._fused: list[FusedStep] = []  # one a group, made at the first step
@@ -186,6 +188,8 @@ class SharedGroups(SGD):
         """As `torch.optim.Optimizer.add_param_group`. The group may name SGD's hyper-parameters;
         another value of λ or what else is the whole optimizer's is an error."""
         if isinstance(param_group, dict):
+            if "params" not in param_group:
+                raise ValueError(f"param_group must have 'params', got {[*param_group]}")
             wide = self._wide()
             check_group_entries(param_group, wide)
             param_group = {**param_group, **wide}
@@ -211,9 +215,13 @@ class SharedGroups(SGD):
         device. What the state lacks (a plain SGD's has no λ) stays as it was.
 
         Raises:
-            ValueError, TypeError: an entry is not allowed; nothing is changed then.
+            ValueError, TypeError: it is no optimizer's, or an entry is not allowed; nothing is
+                changed then.
             RuntimeError: micro-batches wait to be made a step.
         """
+        if not isinstance(state_dict, Mapping) or not {"state", "param_groups"} <= {*state_dict}:
+            kind = [*state_dict] if isinstance(state_dict, Mapping) else type(state_dict)
+            raise TypeError(f"state_dict must have 'state' and 'param_groups', got {kind}")
         self.weigher.check_no_micro_batches("no state can be loaded")
         super().load_state_dict(state_dict)
 

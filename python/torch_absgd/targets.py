@@ -23,7 +23,7 @@ def targets_of(dataset: Dataset[Any], targets: Sequence[int] | Tensor | None = N
         TypeError: they cannot be found, or are not integers.
         ValueError: they are not one a sample, or one is negative.
     """
-    if not hasattr(dataset, "__len__"):
+    if not hasattr(dataset, "__len__") or (isinstance(dataset, Tensor) and dataset.dim() == 0):
         raise TypeError(f"dataset must have a length, got {type(dataset)}")
     if targets is not None:
         return _checks.check_labels(targets, len(dataset))

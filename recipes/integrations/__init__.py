@@ -1,1 +1,1 @@
-"""One training loop and what it needs: options, checkpoints, the log, reports, processes."""
+"""ABSGD in other training loops: Lightning, HF Trainer, timm, and beside Adam."""

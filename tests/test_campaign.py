@@ -1,0 +1,45 @@
+"""Short runs of the campaign (tests/campaign.sh), and that it finds what is planted."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from torch_absgd import ABSGD
+
+sys.path.insert(0, str(Path(__file__).parent / "campaign"))
+import bad_inputs
+import trainings
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*out of reach:UserWarning")
+
+
+def test_random_trainings_are_those_of_the_reference() -> None:
+    for seed in range(60):
+        assert trainings.run(trainings.any_program(seed)) == "", seed
+
+
+def test_a_planted_fault_is_found_and_made_small(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ABSGD, "frozen", lambda self: contextlib.nullcontext())
+    programs = map(trainings.any_program, range(40))
+    small = trainings.shrunk(next(p for p in programs if trainings.run(p)))
+    assert len(small.steps) == 1 and small.steps[0].event == "frozen"
+    assert trainings.run(replace(small, steps=(replace(small.steps[0], event=""),))) == ""
+
+
+def test_every_odd_value_is_refused_by_name_or_taken() -> None:
+    calls, findings = bad_inputs.run()
+    assert findings == [] and calls >= 2000
+
+
+def test_an_error_that_names_nothing_is_a_finding() -> None:
+    def half(x: int) -> float:
+        return x / 2
+
+    case = bad_inputs.Case("half", half, {"x": 1})
+    assert bad_inputs.tried(case, "x", 3) is None
+    assert "does not name it" in bad_inputs.tried(case, "x", "a")
