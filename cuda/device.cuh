@@ -17,12 +17,19 @@
 #define ABSGD_SHARED(T, name) __shared__ T name
 #endif
 
+/* Threads of a block; kernels take what blockDim says, in whole warps. Fewer in tests/cuda_host
+ * under ThreadSanitizer, where each costs a clock. */
+#ifndef ABSGD_THREADS
+#define ABSGD_THREADS 256
+#endif
+
 namespace absgd {
 
 constexpr int WARP = 32;
-constexpr int THREADS = 256; /* of a block; kernels take what blockDim says, in whole warps */
-constexpr int RESIDENT =
-    4; /* blocks of a multiprocessor, as __launch_bounds__ of kernels that meet */
+constexpr int THREADS = ABSGD_THREADS;
+/* Blocks of a multiprocessor, as __launch_bounds__ of kernels that meet: leaves a thread 80
+ * registers, so that none spills. */
+constexpr int RESIDENT = 3;
 
 /* ---- element types ---- */
 

@@ -31,6 +31,10 @@ namespace absgd {
 /* Logits that a thread has in registers. */
 template <class S> constexpr int TILE = sizeof(S) == 8 ? 4 : 8;
 
+/* Blocks of a multiprocessor at least: leaves a thread 64 registers, or 128, so that none spills.
+ */
+template <class S> constexpr int BLOCKS = sizeof(S) == 8 ? 2 : 4;
+
 constexpr int64_t MAX_CLASSES = 1 << 30; /* class numbers are 32-bit */
 
 ABSGD_DEFINE_SOFTMAX_LOSS(float, loss_f32, expf, logf, log1pf)
@@ -122,6 +126,11 @@ template <int V, class S> struct lane_tile {
     __device__ void advance() { first_class += N / V * step; }
     __device__ int class_of(int i) const { return first_class + i / V * step + i % V; }
 
+    /* Where the logit of class_of(i) stands in its row; packs are of neighbours. */
+    __device__ int64_t place_of(const loss_call<S> &call, int i) const {
+        return V > 1 ? class_of(i) : class_of(i) * call.inner;
+    }
+
     __device__ bool is_in_row(const loss_call<S> &call, int i) const {
         return static_cast<unsigned>(class_of(i)) < static_cast<unsigned>(call.classes);
     }
@@ -144,14 +153,13 @@ template <int V, class S> struct lane_tile {
         if (is_whole(call)) {
             pack<S, V> packs[N / V];
 #pragma unroll
-            for (int k = 0; k < N / V; k++) packs[k] = read<V>(row + class_of(k * V) * call.inner);
+            for (int k = 0; k < N / V; k++) packs[k] = read<V>(row + place_of(call, k * V));
 #pragma unroll
             for (int i = 0; i < N; i++) logits[i] = to_real(packs[i / V].of[i % V]);
         } else {
 #pragma unroll
             for (int i = 0; i < N; i++) {
-                logits[i] =
-                    is_in_row(call, i) ? to_real(row[class_of(i) * call.inner]) : A(-INFINITY);
+                logits[i] = is_in_row(call, i) ? to_real(row[place_of(call, i)]) : A(-INFINITY);
             }
         }
     }
@@ -163,12 +171,12 @@ template <int V, class S> struct lane_tile {
                 pack<S, V> values_of;
 #pragma unroll
                 for (int j = 0; j < V; j++) values_of.of[j] = from_real<S>(values[k * V + j]);
-                write(row + class_of(k * V) * call.inner, values_of);
+                write(row + place_of(call, k * V), values_of);
             }
         } else {
 #pragma unroll
             for (int i = 0; i < N; i++) {
-                if (is_in_row(call, i)) row[class_of(i) * call.inner] = from_real<S>(values[i]);
+                if (is_in_row(call, i)) row[place_of(call, i)] = from_real<S>(values[i]);
             }
         }
     }
@@ -273,7 +281,7 @@ __device__ void finish_without(const loss_call<S> &call, int64_t sample, A value
 }
 
 template <bool PLAIN, int V, class S, class A = typename arithmetic<S>::type>
-__global__ void __launch_bounds__(THREADS)
+__global__ void __launch_bounds__(THREADS, BLOCKS<S>)
     loss_forward_kernel(const __grid_constant__ loss_call<S> call, A *loss, A *saved) {
     const int lane = threadIdx.x % call.lanes, samples_of_block = blockDim.x / call.lanes;
     const int64_t stride = static_cast<int64_t>(gridDim.x) * samples_of_block;
@@ -332,7 +340,7 @@ __device__ void lane_zeros(const loss_call<S> &call, int64_t first, int lane, S 
 }
 
 template <bool PLAIN, int V, class S, class A = typename arithmetic<S>::type>
-__global__ void __launch_bounds__(THREADS)
+__global__ void __launch_bounds__(THREADS, BLOCKS<S>)
     loss_backward_kernel(const __grid_constant__ loss_call<S> call, const A *saved,
                          const A *grad_loss, S *grad_logits) {
     const int lane = threadIdx.x % call.lanes, samples_of_block = blockDim.x / call.lanes;

@@ -63,6 +63,10 @@ cuda_kernels_on_the_cpu() {
     ctest --test-dir "$build/cuda_host" --output-on-failure --no-tests=error -j 2
 }
 
+gpu_rehearsal() { # of what needs a card, with the kernels that were just built for the CPU
+    tests/gpu.sh --rehearse --build "$build/cuda_host" --report "$build/gpu-report"
+}
+
 aarch64_compilation() {
     local file
     for file in csrc/*.c; do
@@ -75,6 +79,7 @@ stage "style" style
 stage "installed package" installed
 stage "GoogleTests with ASan and UBSan" cpp_tests
 stage "CUDA kernels on the CPU" cuda_kernels_on_the_cpu
+stage "gpu.sh, rehearsed" gpu_rehearsal
 if has aarch64-linux-gnu-gcc; then stage "aarch64 compilation" aarch64_compilation; fi
 stage "examples against installed files" tests/install/run.sh
 stage "release" tests/release.sh

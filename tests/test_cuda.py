@@ -288,6 +288,42 @@ def test_a_captured_graph_follows_lr_and_lambda():
 
 
 @card_alone
+def test_a_first_step_cannot_be_captured_and_changes_nothing():
+    training = Training(0.1)
+    training.step()  # the model and λ are ready, the momentum is not
+    training.opt.state.clear()
+    before = [p.detach().clone() for p in training.model.parameters()]
+    refused = pytest.raises(RuntimeError, match="take one step before the capture")
+    with refused, torch.cuda.graph(torch.cuda.CUDAGraph()):
+        training.opt.step()
+    for p, wanted in zip(training.model.parameters(), before, strict=True):
+        assert torch.equal(p, wanted)
+
+
+@card_alone
+def test_a_captured_graph_follows_a_restart():
+    def run(captured: bool) -> list[Tensor]:
+        training = Training(torch.tensor(0.1, device=DEVICE, dtype=torch.float64))
+        with torch.cuda.stream(torch.cuda.Stream()):
+            training.step()
+        torch.cuda.synchronize()
+        replay = training.step
+        if captured:
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):
+                training.step()
+            replay = graph.replay
+        for _ in range(2):
+            replay()
+            training.opt.restart(2.0, reset_momentum=True)
+        replay()
+        return training.state()
+
+    for got, wanted in zip(run(True), run(False), strict=True):
+        torch.testing.assert_close(got, wanted)
+
+
+@card_alone
 def test_more_than_two_to_the_31_logits():
     N, C = 2**16 + 1, 2**15
     if torch.cuda.mem_get_info()[0] < 5 * N * C * 2:

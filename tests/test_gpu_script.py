@@ -1,59 +1,94 @@
-"""tests/gpu.sh itself: a broken stage fails the run, and those after it run nevertheless."""
+"""tests/gpu.sh itself: a broken stage fails the run, and those after it run nevertheless.
+
+With programs in place of python, cmake, ctest and the tests, which say that all is well;
+tests/run_all.sh rehearses the script with the real ones.
+"""
 
 import os
-import stat
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 SCRIPT = Path(__file__).with_name("gpu.sh")
-STAGES = ["loaded", "package", "bench"]
+# What each stage calls, in part.
+CALLS = {
+    "card": "torch.__version__",
+    "build": "cmake -S tests/cuda_host",
+    "loaded": "cuda_status",
+    "kernels": "--gtest_filter=*WeighFollowsLambda",
+    "package": "-m pytest",
+    "memcheck": "planted_asan",
+    "racecheck": "planted_tsan",
+    "synccheck": "HarnessDeathTest",
+    "bench": "bench_cuda.py",
+}
+ALL_IS_WELL = "echo '[  PASSED  ] 5 tests.'; echo '5 passed in 1.0s'"
 
 
-def rehearse(tmp_path: Path, python: str) -> tuple[int, list[str]]:
-    """Exit status and summary of the stages that need nothing built, run by the program python."""
-    program = tmp_path / "python"
-    program.write_text(f"#!/bin/sh\n{python}\n")
-    program.chmod(program.stat().st_mode | stat.S_IXUSR)
+def rehearse(folder: Path, call: str, answer: str, *arguments: str) -> tuple[int, dict[str, int]]:
+    """The exit status, and each stage's, where programs that are called with call do answer."""
+    programs = [folder / "bin" / name for name in ("python", "cmake", "ctest")]
+    for program in (*programs, folder / "build" / "cuda_host_asan"):
+        program.parent.mkdir(exist_ok=True)
+        case = f"case \"$(basename $0) $*\" in *'{call}'*) {answer} ;; esac"
+        program.write_text(f"#!/bin/sh\n{case}\n{ALL_IS_WELL}\n")
+        program.chmod(0o755)
+    path = f"{programs[0].parent}:{os.environ['PATH']}"
+    report = folder / "report"
     run = subprocess.run(
-        [SCRIPT, "--rehearse", "--report", tmp_path / "report", *STAGES],
-        env={**os.environ, "PYTHON": str(program)},
+        [SCRIPT, "--rehearse", "--report", report, "--build", folder / "build", *arguments],
+        env={**os.environ, "PATH": path, "PYTHON": str(programs[0])},
         capture_output=True,
         text=True,
         timeout=120,
     )
-    return run.returncode, (tmp_path / "report" / "summary.txt").read_text().splitlines()
+    lines = (report / "summary.txt").read_text().splitlines()[:-1]
+    log = (report / "log.txt").read_text()
+    codes = {line.split()[1].rstrip(":"): int(line.split()[3].rstrip(",")) for line in lines}
+    assert all(f"== {stage} " in log for stage in codes)
+    return run.returncode, codes
 
 
-def test_all_is_well(tmp_path):
-    status, summary = rehearse(tmp_path, "exit 0")
-    assert status == 0
-    assert summary[-1] == "0 of 3 stages failed"
-
-
-@pytest.mark.parametrize("broken", STAGES)
+@pytest.mark.parametrize("broken", ["none", *CALLS])
 def test_a_broken_stage_fails_the_run_and_stops_none_after_it(tmp_path, broken):
-    sign = {"loaded": "cuda_status", "package": "test_cuda.py", "bench": "bench_cuda"}[broken]
-    status, summary = rehearse(tmp_path, f'case "$*" in *{sign}*) exit 3 ;; esac')
-    assert status == 1
-    codes = {line.split()[1].rstrip(":"): int(line.split()[3].rstrip(",")) for line in summary[:-1]}
-    assert codes == {stage: 3 if stage == broken else 0 for stage in STAGES}
+    status, codes = rehearse(tmp_path, CALLS.get(broken, "nothing"), "exit 3")
+    assert list(codes) == list(CALLS)
+    assert [stage for stage, code in codes.items() if code != 0] == [broken] * (broken != "none")
+    assert status == (broken != "none")
 
 
-def test_kernels_that_no_test_covers_are_a_failure(tmp_path):
-    """A filter that matches nothing must not pass for success."""
-    build = tmp_path / "build"
-    build.mkdir()
-    tests = build / "cuda_host_asan"
-    tests.write_text("#!/bin/sh\necho '[  PASSED  ] 0 tests.'\n")
-    tests.chmod(0o755)
-    command = [SCRIPT, "--rehearse", "--report", tmp_path / "report", "--build", build, "kernels"]
-    environment = {**os.environ, "PYTHON": sys.executable}
-    assert subprocess.run(command, env=environment, capture_output=True).returncode == 1
-    tests.write_text("#!/bin/sh\necho '[  PASSED  ] 12 tests.'\n")
-    assert subprocess.run(command, env=environment, capture_output=True).returncode == 0
+@pytest.mark.parametrize("stage", ["kernels", "synccheck"])
+@pytest.mark.parametrize(
+    "answer", ["echo '[  PASSED  ] 0 tests.'; exit 0", "echo '[  SKIPPED ] 1 test.'"]
+)
+def test_kernels_that_no_test_covers_are_a_failure(tmp_path, stage, answer):
+    """A filter that matches nothing, or a test that skips itself, must not pass for success."""
+    assert rehearse(tmp_path, CALLS[stage], answer, stage) == (1, {stage: 1})
+
+
+@pytest.mark.parametrize(
+    ("answer", "status"),
+    [
+        ("echo '56 skipped in 1.0s'; exit 0", 1),
+        ("echo 'SKIPPED [1] tests/test_cuda.py:9: no CUDA operators: no driver.'", 1),
+        ("echo 'SKIPPED [1] tests/test_cuda.py:9: there is one card'", 0),
+    ],
+)
+def test_what_the_package_may_skip(tmp_path, answer, status):
+    assert rehearse(tmp_path, CALLS["package"], answer, "package") == (status, {"package": status})
+
+
+@pytest.mark.parametrize(
+    ("option", "stages"),
+    [
+        ("--quick", "card build loaded kernels package"),
+        ("--sanitize", "card build memcheck racecheck synccheck"),
+        ("--bench", "card build loaded bench"),
+    ],
+)
+def test_options_choose_stages(tmp_path, option, stages):
+    assert [*rehearse(tmp_path, "nothing", "", option)[1]] == stages.split()
 
 
 def test_an_unknown_stage_is_an_error():

@@ -155,9 +155,11 @@ def test_restart_keeps_momentum_unless_asked(form: str) -> None:
     before = buffer.clone()
     opt.restart(1.0)
     assert opt.state[p].values() and torch.equal(next(iter(opt.state[p].values())), before)
+    memory = buffer.data_ptr()
     opt.restart(1.0, reset_momentum=True)
     opt.step()
     (buffer,) = opt.state[p].values()
+    assert buffer.data_ptr() == memory  # which a captured graph writes to
     torch.testing.assert_close(buffer, torch.ones(3) * (1.0 if form == "torch" else -1e-3))
 
 

@@ -127,6 +127,11 @@ class FusedStep:
         if not all(_takes_row(*row) for row in rows):
             return False
         has_momentum = group["momentum"] != 0
+        if has_momentum and any(v is None for _, _, v in rows) and _is_captured(params[0]):
+            raise RuntimeError(
+                "ABSGD: a first step makes the momentum buffers, which each replay of a CUDA graph "
+                "would make anew: take one step before the capture"
+            )
         may_be_skipped = found_inf is not None and has_momentum
         if found_inf is not None and group["dampening"] != 0 and any(v is None for v in momenta):
             if found_inf.item() != 0:  # whether a buffer exists from now on is the host's to know
@@ -277,6 +282,12 @@ def _momenta(group: Group, state: State, params: list[Tensor]) -> list[Any]:
         return [*map(itemgetter(key), slots)]
     except (KeyError, TypeError):
         return [(state.get(p) or {}).get(key) for p in params]
+
+
+def _is_captured(param: Tensor) -> bool:
+    if torch.compiler.is_compiling() or not param.is_cuda:
+        return False
+    return torch.cuda.is_current_stream_capturing()
 
 
 def _is_overflow(found_inf: Tensor | None) -> bool:

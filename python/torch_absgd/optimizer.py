@@ -185,15 +185,20 @@ class ABSGD(SharedGroups):
 
         Args:
             lam: the new λ, as at construction.
-            reset_momentum: forget the momentum buffers.
+            reset_momentum: forget the momentum. Without dampening the buffers become 0: the same,
+                and a captured CUDA graph finds them where they were.
         """
         _checks.check_choice("reset_momentum", reset_momentum, (True, False))
         self._adopt()
         self.weigher.restart(lam)
         if reset_momentum:
+            key = MOMENTUM_KEYS[self.momentum_form]
             for group in self.param_groups:
                 for p in group["params"]:
-                    self.state[p].pop(MOMENTUM_KEYS[self.momentum_form], None)
+                    if group["dampening"]:  # a buffer's first step knows none
+                        self.state[p].pop(key, None)
+                    elif self.state[p].get(key) is not None:
+                        self.state[p][key].zero_()
 
     def stats(self) -> Stats:
         """What the weights did in the last batch and as a running mean: see `Stats`. Reading a

@@ -1,6 +1,7 @@
-"""Times the CUDA kernels against their peers on the card that is present, and writes a table.
+"""Times the CUDA kernels against their peers on the card that is present: the table for
+cuda/BENCHMARKS.md.
 
-    python tests/bench/bench_cuda.py --output cuda/BENCHMARKS.md
+    python tests/bench/bench_cuda.py --output table.md
 
 Three times of each piece of work, medians over --repeats: on the device, by CUDA events with the
 cache swept before; of the replay of a CUDA graph; and the wall time of a call with its Python, in a

@@ -40,8 +40,12 @@ bool without_barriers = false;
 namespace {
 
 constexpr int WARP = 32;
-constexpr int MAX_THREADS = 1024;    /* of a block */
-constexpr int MAX_FIBRES = 2048;     /* alive at once */
+constexpr int MAX_THREADS = 1024; /* of a block */
+#if defined(CUDA_ON_CPU_TSAN)     /* for which each has a clock of all others */
+constexpr int MAX_FIBRES = 512;   /* alive at once */
+#else
+constexpr int MAX_FIBRES = 2048;
+#endif
 constexpr int MAX_VARIABLES = 16;    /* shared ones of a block */
 constexpr size_t STACK = 256 * 1024; /* of a fibre; the largest kernel parameter is 32 KB */
 constexpr unsigned NO_SYNC = 1;      /* for ThreadSanitizer: a switch is no synchronisation */
@@ -74,8 +78,14 @@ struct block {
     } shared[MAX_VARIABLES];
 };
 
+/* A place to come back to: swapcontext asks the kernel at each switch, and AddressSanitizer clears
+ * what it knows of the whole stack; so contexts only begin a fibre. */
+struct place {
+    void *registers[5];
+};
+
 struct fibre {
-    ucontext_t context;
+    place at;
     char *stack;
     void *tsan;
     void *asan_stack; /* AddressSanitizer's, while the fibre is away */
@@ -83,7 +93,7 @@ struct fibre {
     unsigned thread;
     const barrier *waits_at;
     unsigned generation; /* of that barrier, as it waits */
-    bool is_done;
+    bool has_begun, is_done;
 };
 
 struct grid {
@@ -100,7 +110,7 @@ block *blocks; /* those alive */
 grid current;
 fibre *running;
 struct {
-    ucontext_t context;
+    place at;
     void *tsan, *asan_stack;
     const void *stack;
     size_t stack_size;
@@ -111,32 +121,60 @@ unsigned next_random() { return random_state = random_state * 1664525u + 1013904
 
 /* ---- switching ---- */
 
+/* In a function of its own, as __builtin_longjmp has to be. */
+__attribute__((noinline, no_sanitize("address"))) void go_to(place *to) {
+    __builtin_longjmp(to->registers, 1);
+}
+
+__attribute__((noinline, no_sanitize("address"))) void exchange_places(place *from, place *to) {
+    if (!__builtin_setjmp(from->registers)) go_to(to);
+}
+
+void begin(fibre *f);
+
 void resume(fibre *f) {
     running = f;
     __sanitizer_start_switch_fiber(&scheduler.asan_stack, f->stack, STACK);
     __tsan_switch_to_fiber(f->tsan, NO_SYNC);
-    swapcontext(&scheduler.context, &f->context);
+    if (f->has_begun) {
+        exchange_places(&scheduler.at, &f->at);
+    } else {
+        begin(f);
+    }
     __sanitizer_finish_switch_fiber(scheduler.asan_stack, nullptr, nullptr);
     running = nullptr;
 }
 
 void suspend() {
     fibre *f = running;
-    __sanitizer_start_switch_fiber(f->is_done ? nullptr : &f->asan_stack, scheduler.stack,
-                                   scheduler.stack_size);
+    __sanitizer_start_switch_fiber(&f->asan_stack, scheduler.stack, scheduler.stack_size);
     __tsan_switch_to_fiber(scheduler.tsan, NO_SYNC);
-    swapcontext(&f->context, &scheduler.context);
+    exchange_places(&f->at, &scheduler.at);
     __sanitizer_finish_switch_fiber(f->asan_stack, &scheduler.stack, &scheduler.stack_size);
 }
 
+/* One thread of the grid after the other. */
 void fibre_main() {
     __sanitizer_finish_switch_fiber(nullptr, &scheduler.stack, &scheduler.stack_size);
-    fibre *f = running;
-    __tsan_acquire(&current.start_mark);
-    current.body(current.argument);
-    __tsan_release(&current.end_mark);
-    f->is_done = true;
-    suspend();
+    for (fibre *f = running;;) {
+        __tsan_acquire(&current.start_mark);
+        current.body(current.argument);
+        __tsan_release(&current.end_mark);
+        f->is_done = true;
+        suspend();
+    }
+}
+
+/* Enters fibre_main on the fibre's stack. */
+__attribute__((noinline, no_sanitize("address"))) void begin(fibre *f) {
+    f->has_begun = true;
+    ucontext_t context;
+    getcontext(&context);
+    context.uc_stack.ss_sp = f->stack;
+    context.uc_stack.ss_size = STACK;
+    context.uc_link = nullptr;
+    makecontext(&context, fibre_main, 0);
+    if (!__builtin_setjmp(scheduler.at.registers)) setcontext(&context);
 }
 
 void wait(barrier *b) {
@@ -172,11 +210,6 @@ void start(fibre *f, block *of, unsigned thread) {
     f->thread = thread;
     f->waits_at = nullptr;
     f->is_done = false;
-    getcontext(&f->context);
-    f->context.uc_stack.ss_sp = f->stack;
-    f->context.uc_stack.ss_size = STACK;
-    f->context.uc_link = nullptr;
-    makecontext(&f->context, fibre_main, 0);
 }
 
 /* Runs blocks [first, first + n) to their end. */
