@@ -14,6 +14,7 @@ using absgd::ABSGDOptions;
 using torch::Tensor;
 
 constexpr double INF = std::numeric_limits<double>::infinity();
+constexpr double NOT_A_NUMBER = std::numeric_limits<double>::quiet_NaN();
 
 // Algorithm 1 with base measure w, γ = 0.7 and the guards, by DESIGN's formulas and s itself.
 struct Reference {
@@ -87,7 +88,7 @@ INSTANTIATE_TEST_SUITE_P(All, Weighed,
 TEST(LibtorchWeigher, WithoutGradModeItIsTheMean) {
     absgd::ABSGD opt({torch::zeros({1})}, ABSGDOptions(0.1).lam(0.5));
     const torch::NoGradGuard no_grad;
-    const auto l = torch::tensor({1.0, 2.0, NAN}), w = torch::tensor({2.0, 0.5, -1.0});
+    const auto l = torch::tensor({1.0, 2.0, NOT_A_NUMBER}), w = torch::tensor({2.0, 0.5, -1.0});
     const auto mask = torch::tensor({true, true, false});
     EXPECT_EQ(opt.weigh(l, mask).item<double>(), 1.5);
     EXPECT_EQ(opt.weigh(l, mask, w).item<double>(), 1.5);
@@ -268,7 +269,7 @@ TEST(LibtorchWeigher, BadArgumentsAreErrors) {
     EXPECT_THROW(opt.weigh(l, torch::ones({2}, torch::kBool)), c10::Error); // another shape
     EXPECT_THROW(opt.weigh(l, {}, torch::ones({3}, torch::kLong)), c10::Error);
     EXPECT_THROW(opt.weigh(l, {}, torch::tensor({1.0f, -1.0f, 1.0f})), c10::Error);
-    EXPECT_THROW(opt.weigh(l, {}, torch::tensor({1.0, NAN, 1.0})), c10::Error);
+    EXPECT_THROW(opt.weigh(l, {}, torch::tensor({1.0, NOT_A_NUMBER, 1.0})), c10::Error);
     EXPECT_THROW(opt.set_lam(0), c10::Error);
     EXPECT_EQ(opt.lam().item<double>(), 1.0);
     EXPECT_TRUE(opt.log_s().isnan().item<bool>());
