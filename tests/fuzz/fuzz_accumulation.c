@@ -100,12 +100,6 @@ static void call(input *in) {
             /* a coefficient that was subnormal lost digits; one beyond float's range is lost */
             if (!isfinite(e) || fabs(e) < 1e-30 || fabs(element(real, coefficients, j)) < 1e-30)
                 continue;
-            if (!(fabs(c - e) <= 1e-4 * fabs(e)))
-                printf("dtype %d lam %g s0 %g lam0 %g c %g e %g raw %g scale %g factor %g divisor "
-                       "%g s %g gamma %g alpha %g w %g loss %g keep %g\n",
-                       b.dtype, lam, s0, lam0, c, e, element(real, coefficients, j), scale[i],
-                       *factor, divisor, s, rule.gamma, rule.alpha, measure(&b, j),
-                       element(b.dtype, b.losses, j), rule.keep_loss);
             INVARIANT(fabs(c - e) <= 1e-4 * fabs(e));
         }
     }

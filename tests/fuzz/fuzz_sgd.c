@@ -74,6 +74,7 @@ static list take_list(input *in, absgd_dtype stored, int n, double momentum) {
 static int64_t reachable(const list *l, int n) {
     int64_t end = 0;
     for (int i = 0; i < n; i++) {
+        if (l->tensors[i].numel < 0) return end;
         if (l->tensors[i].numel > l->has[i]) return end + l->has[i];
         end += l->tensors[i].numel;
     }

@@ -92,16 +92,23 @@ static int is_moderate(const problem *p) {
 }
 
 static int is_nonnegative(const problem *p) {
-    for (int64_t c = 0; p->spec.weight && c < p->classes; c++) {
-        if (element(p->real, p->spec.weight, c) < 0) return 0;
-    }
-    for (int64_t i = 0; p->soft_target && i < p->samples * p->classes; i++) {
-        if (element(p->real, p->soft_target, i) < 0) return 0;
-    }
-    return 1;
+    return all_at_least(p->real, p->spec.weight, p->classes, 0) &&
+           all_at_least(p->real, p->soft_target, p->samples * p->classes, 0);
 }
 
-static void check_sample(const problem *p, int64_t i, const void *loss, const void *grad) {
+/* Of the terms that a gradient is the difference of. */
+static double magnitude(const problem *p, int64_t i) {
+    double sum = 0;
+    for (int64_t c = 0; c < p->classes; c++) {
+        const double w = p->spec.weight ? element(p->real, p->spec.weight, c) : 1;
+        const double q = p->soft_target ? element(p->real, p->soft_target, logit_at(p, i, c)) : 1;
+        sum += fabs(w) * (fabs(q) + 1);
+    }
+    return sum * p->spec.scale * (1 + p->spec.focal_gamma);
+}
+
+static void check_sample(const problem *p, int64_t i, const void *loss, double grad_loss,
+                         const void *grad) {
     const int is_ignored = p->target && p->target[i] == p->spec.ignore_index;
     const double l = element(p->real, loss, i);
     double sum = 0, sum_abs = 0;
@@ -117,7 +124,8 @@ static void check_sample(const problem *p, int64_t i, const void *loss, const vo
     if (p->dtype == ABSGD_FLOAT16 && !isfinite(sum_abs)) return; /* beyond its range */
     INVARIANT(isfinite(sum_abs));
     const double digits = p->dtype == ABSGD_FLOAT64 ? 1e-9 : p->dtype == ABSGD_FLOAT32 ? 1e-4 : 0.1;
-    INVARIANT(fabs(sum) <= digits * sum_abs + 1e-6 * p->spec.scale);
+    const double tiny = size_of(p->dtype) == 2 ? 1e-6 : 1e-30; /* about the least normal number */
+    INVARIANT(fabs(sum) <= tiny + digits * (sum_abs + magnitude(p, i) * fabs(grad_loss)));
 }
 
 static void call(input *in) {
@@ -152,7 +160,7 @@ static void call(input *in) {
                                           saved, grad_loss, grad, p.begin, p.end) == ABSGD_OK);
     const int is_one = all_within(p.real, grad_loss, n, 100);
     for (int64_t i = p.begin; i < p.end; i++) {
-        if (is_one) check_sample(&p, i, loss, grad);
+        if (is_one) check_sample(&p, i, loss, element(p.real, grad_loss, i), grad);
     }
 
     void *loss_2 = output(p.real, n), *saved_2 = output(p.real, ABSGD_LOSS_SAVED * n);

@@ -161,9 +161,9 @@ static inline void *output(absgd_dtype dtype, int64_t n) {
     return allocate((size_t)n * size_of(dtype), 1);
 }
 
-static inline int all_finite(absgd_dtype dtype, const void *x, int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; i++) {
-        if (!isfinite(element(dtype, x, i))) return 0;
+static inline int all_at_least(absgd_dtype dtype, const void *x, int64_t n, double low) {
+    for (int64_t i = 0; x && i < n; i++) {
+        if (!(element(dtype, x, i) >= low)) return 0;
     }
     return 1;
 }
