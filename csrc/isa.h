@@ -14,6 +14,11 @@
 #endif
 #endif
 
+/* exp.h rounds to integers by adding and taking away a large number. */
+#if defined(__FLT_EVAL_METHOD__) && __FLT_EVAL_METHOD__ != 0
+#error "float and double must be computed as such: on 32-bit x86, -msse2 -mfpmath=sse"
+#endif
+
 #define ABSGD_CONCAT_(a, b) a##_v##b
 #define ABSGD_CONCAT(a, b) ABSGD_CONCAT_(a, b)
 #define ABSGD_KERNEL(name) ABSGD_CONCAT(name, ABSGD_LEVEL)
