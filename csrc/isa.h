@@ -16,7 +16,7 @@
 
 /* exp.h rounds to integers by adding and taking away a large number. */
 #if defined(__FLT_EVAL_METHOD__) && __FLT_EVAL_METHOD__ != 0
-#error "float and double must be computed as such: on 32-bit x86, -msse2 -mfpmath=sse"
+#error "needs -msse2 -mfpmath=sse (32-bit x86) or -fexcess-precision=fast (s390x, -std=c17)"
 #endif
 
 #define ABSGD_CONCAT_(a, b) a##_v##b

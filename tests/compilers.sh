@@ -19,7 +19,7 @@ cross() { echo "$1-linux-gnu-gcc -static"; }
 declare -A compiler=(
     [gcc]="gcc" [gcc11]="gcc-11" [clang]="clang -Wno-pass-failed" [clang15]="clang-15 -Wno-pass-failed"
     [i386]="gcc -m32 -msse2 -mfpmath=sse -static" # 80-bit registers would round at other places
-    [aarch64]=$(cross aarch64) [s390x]=$(cross s390x) [powerpc64]=$(cross powerpc64)
+    [aarch64]=$(cross aarch64) [s390x]="$(cross s390x) -fexcess-precision=fast" [powerpc64]=$(cross powerpc64)
 )
 declare -A runner=([aarch64]=qemu-aarch64-static [s390x]=qemu-s390x-static [powerpc64]=qemu-ppc64-static)
 
