@@ -229,7 +229,7 @@ ABSGD_API absgd_status absgd_accumulate(const absgd_stats *stats, const double *
  * gradients must be multiplied by: divisor·(reference_count/B)·κ·exp(log_c − log_s), with divisor
  * the number that the loop divided each micro-batch's loss by; 1 if nothing was accumulated. It is
  * finite unless the batch was bad: the exponent is cut at ABSGD_FACTOR_LIMIT, which it exceeds only
- * where the caller chose a log_c of its own, far above the batch. */
+ * where the caller chose a log_c of its own, far above the batch, or a γα of 1e-30. */
 ABSGD_API absgd_status absgd_settle(absgd_accumulation *accumulation, const double *lam,
                                     const absgd_rule *rule, double divisor, double *log_s,
                                     double *log_s_lam, double *factor);

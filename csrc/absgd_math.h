@@ -235,7 +235,7 @@ ABSGD_FN double absgd_settle_batch(absgd_accumulation *acc, double lam, const ab
     *acc = none;
     if (absgd_is_empty(&was.whole)) return 1.0;
     absgd_update(&was.whole, lam, rule, log_s, log_s_lam);
-    const double share = divisor * was.reference_count / was.whole.count;
+    const double share = was.reference_count / was.whole.count * divisor;
     if (isinf(lam)) return share;
     const double log_kappa = absgd_log_kappa(&was.whole, lam, rule, *log_s);
     const double exponent = was.log_c - *log_s + log_kappa;

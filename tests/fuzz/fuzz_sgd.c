@@ -96,7 +96,7 @@ static void call(input *in) {
     list l = take_list(in, stored, n, o.momentum);
     const int64_t end = take_byte(in) < 240 ? reachable(&l, n) : take_size(in, 60);
     const int64_t begin =
-        take_byte(in) < 224 ? (end > 0 ? take_byte(in) % (end + 1) : 0) : take_size(in, 60);
+        take_byte(in) < 224 ? (end > 0 ? take_byte(in) % end : 0) : take_size(in, 60);
     if (end > reachable(&l, n) && end <= l.size) return; /* allowed, and there is no memory */
     const int is_range = 0 <= begin && begin <= end && end <= l.size;
     remember();

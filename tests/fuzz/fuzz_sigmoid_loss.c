@@ -130,7 +130,7 @@ static void call(input *in) {
     void *loss = output(p.real, n), *grad = output(stored, size);
     void *known = output(p.real, p.spec.per_sample ? n : 0);
     void *grad_loss = take_array(in, p.real, n, 0.0);
-    if (!has_memory && p.begin != p.end && p.begin >= 0) p.end = p.begin;
+    if (!has_memory) p.end = p.begin;
     const int64_t elements = product(s->samples, product(s->classes, s->inner));
     const int64_t told = s->per_sample ? s->samples : elements;
     const int is_range = elements >= 0 && s->samples <= INT64_MAX / 8 && 0 <= p.begin &&

@@ -131,9 +131,7 @@ static void check_sample(const problem *p, int64_t i, const void *loss, double g
 static void call(input *in) {
     problem p = take_problem(in);
     if (p.spec.samples != p.samples || p.spec.classes != p.classes || p.spec.inner != p.inner) {
-        /* no memory for what these sizes mean: an error, or an empty range */
-        if (p.begin != p.end && is_right(&p)) p.end = p.begin;
-        if (p.begin != p.end && p.target) p.target = NULL; /* its length would be wrong */
+        p.end = p.begin; /* for what these sizes mean there is no memory */
     }
     const absgd_dtype stored = is_dtype(p.dtype) ? p.dtype : ABSGD_FLOAT64;
     const int64_t n = p.samples, size = n * p.classes;

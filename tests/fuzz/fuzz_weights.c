@@ -45,7 +45,7 @@ static void check_weights(const batch *b, double lam, const absgd_rule *rule,
                           const absgd_stats *stats, double log_s, const void *weights,
                           const void *coefficients) {
     const int is_bad = stats->nonfinite != 0 || isinf(stats->sum_weight);
-    const int has_cap = rule->max_weight > 0 && !isinf(lam);
+    const int has_cap = rule->max_weight > 0 && rule->max_weight < 1e38 && !isinf(lam);
     for (int64_t i = 0; i < b->n; i++) {
         const double p = element(arithmetic(b->dtype), weights, i);
         const double c = element(arithmetic(b->dtype), coefficients, i);
@@ -68,9 +68,9 @@ static void check_report(const absgd_stats *stats, const absgd_rule *rule,
     if (rule->gamma * rule->alpha > 1e-100 && stats->sum_weight < 1e100) {
         INVARIANT(!isnan(now->weighted_loss) && !isnan(now->objective));
     }
-    if (stats->sum_weight > 1e-290) {
-        INVARIANT(now->effective_samples > 0 &&
-                  now->effective_samples <= stats->count * (1 + 1e-9));
+    INVARIANT(now->effective_samples >= 0);
+    if (stats->sum_sq > 1e-290) {
+        INVARIANT(now->effective_samples <= stats->count * (1 + 1e-9));
     }
 }
 
