@@ -25,7 +25,8 @@
  * split by passing parts of the arrays, that holds for elements (absgd_weights); sums
  *     (absgd_batch_stats, absgd_lam_sums) are the same in their bits only for the same parts,
  * joined in the same order: cut at ABSGD_STATS_CHUNK, as the operators do.
- *   - Bits are the same on one machine; another processor may round the last place otherwise.
+ *   - Bits are the same on one machine; another processor may round the last place otherwise. Of a
+ *     NaN no bit is promised.
  *   - The floating-point environment is the default one: rounding to nearest, subnormals kept
  * (flushed, they read 0). Its exception flags mean nothing after a call.
  *   - Within a major version (ABSGD_VERSION_MAJOR; before 1.0, a minor one) structs keep their

@@ -30,10 +30,8 @@ run() { # name
         echo "$1: missing: $cc${emulator:+, $emulator}"
         return
     fi
-    rm -f "$work"/*.o
-    for source in "$root"/csrc/*.c; do
-        $cc $flags -c "$source" -o "$work/$(basename "$source").o"
-    done
+    (cd "$work" && printf '%s\n' "$root"/csrc/*.c |
+        xargs -P "${CMAKE_BUILD_PARALLEL_LEVEL:-$(nproc)}" -n 1 $cc $flags -c)
     $cc $flags "$root/tests/portable/test_reference.c" "$work"/*.o -lm -o "$work/test"
     $emulator "$work/test"
     for target in "$root"/tests/fuzz/fuzz_*.c; do

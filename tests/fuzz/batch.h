@@ -53,6 +53,6 @@ static inline int is_rule(const absgd_rule *r) {
            (r->max_weight == 0 || r->max_weight >= 1);
 }
 
-static inline int same_bits(double a, double b) { return memcmp(&a, &b, sizeof a) == 0; }
+static inline int same_bits(double a, double b) { return same_values(ABSGD_FLOAT64, &a, &b, 0, 1); }
 
 #endif

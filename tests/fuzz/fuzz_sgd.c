@@ -81,13 +81,6 @@ static int64_t reachable(const list *l, int n) {
     return end;
 }
 
-static int same(absgd_dtype dtype, const void *a, const void *b, int64_t from, int64_t to) {
-    const size_t size = size_of(dtype);
-    return from >= to ||
-           memcmp((const char *)a + (size_t)from * size, (const char *)b + (size_t)from * size,
-                  (size_t)(to - from) * size) == 0;
-}
-
 static void call(input *in) {
     const absgd_dtype dtype = take_dtype(in);
     const absgd_dtype stored = is_dtype(dtype) ? dtype : ABSGD_FLOAT64;
@@ -118,15 +111,16 @@ static void call(input *in) {
         to = to < from ? from : to > has ? has : to;
         after[i] = momentum_after[i] = NULL;
         if (t->param) {
-            INVARIANT(same(dtype, t->param, l.param_before[i], 0, from));
-            INVARIANT(same(dtype, t->param, l.param_before[i], to, has));
+            INVARIANT(same_values(dtype, t->param, l.param_before[i], 0, from));
+            INVARIANT(same_values(dtype, t->param, l.param_before[i], to, has));
             after[i] = copy_of(dtype, t->param, has);
             memcpy(t->param, l.param_before[i], (size_t)has * size_of(dtype));
         }
         if (t->momentum) {
             const int is_left = o.momentum == 0;
-            INVARIANT(same(dtype, t->momentum, l.momentum_before[i], 0, is_left ? has : from));
-            INVARIANT(same(dtype, t->momentum, l.momentum_before[i], to, has));
+            INVARIANT(
+                same_values(dtype, t->momentum, l.momentum_before[i], 0, is_left ? has : from));
+            INVARIANT(same_values(dtype, t->momentum, l.momentum_before[i], to, has));
             momentum_after[i] = copy_of(dtype, t->momentum, has);
             memcpy(t->momentum, l.momentum_before[i], (size_t)has * size_of(dtype));
         }
@@ -139,8 +133,8 @@ static void call(input *in) {
     for (int i = 0; i < n; i++) {
         const absgd_tensor *t = &l.tensors[i];
         const int64_t has = t->numel < l.has[i] ? t->numel : l.has[i];
-        if (t->param) INVARIANT(same(dtype, t->param, after[i], 0, has));
-        if (t->momentum) INVARIANT(same(dtype, t->momentum, momentum_after[i], 0, has));
+        if (t->param) INVARIANT(same_values(dtype, t->param, after[i], 0, has));
+        if (t->momentum) INVARIANT(same_values(dtype, t->momentum, momentum_after[i], 0, has));
     }
 }
 

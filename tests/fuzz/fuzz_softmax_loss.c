@@ -175,9 +175,9 @@ static void call(input *in) {
                                               cuts[k + 1]) == ABSGD_OK);
     }
     /* what lies outside [begin, end) is the filling of both */
-    INVARIANT(memcmp(loss, loss_2, (size_t)n * size_of(p.real)) == 0);
-    INVARIANT(memcmp(saved, saved_2, (size_t)(ABSGD_LOSS_SAVED * n) * size_of(p.real)) == 0);
-    INVARIANT(memcmp(grad, grad_2, (size_t)size * size_of(stored)) == 0);
+    INVARIANT(same_values(p.real, loss, loss_2, 0, n));
+    INVARIANT(same_values(p.real, saved, saved_2, 0, ABSGD_LOSS_SAVED * n));
+    INVARIANT(same_values(stored, grad, grad_2, 0, size));
     uint8_t filling[8];
     memset(filling, 0xa5, sizeof filling);
     for (int64_t i = 0; i < n; i++) {

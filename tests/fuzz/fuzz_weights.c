@@ -74,6 +74,8 @@ static void check_report(const absgd_stats *stats, const absgd_rule *rule,
     }
 }
 
+enum { REPORTS = 2 * sizeof(absgd_report) / sizeof(double) };
+
 static void call(input *in) {
     const batch b = take_batch(in);
     const double lam = take_double(in);
@@ -115,9 +117,9 @@ static void call(input *in) {
     const double share = capped == 0 ? 0 : capped / stats.count;
     INVARIANT(absgd_observe(&stats, &lam, &rule, &split_s, share, split_reports) == ABSGD_OK);
     INVARIANT(same_bits(*log_s, split_s) && same_bits(*log_s_lam, split_lam));
-    INVARIANT(memcmp(weights, split_weights, (size_t)n * size_of(real)) == 0);
-    INVARIANT(memcmp(coefficients, split_coefficients, (size_t)n * size_of(real)) == 0);
-    INVARIANT(!reports_at || memcmp(reports, split_reports, sizeof split_reports) == 0);
+    INVARIANT(same_values(real, weights, split_weights, 0, n));
+    INVARIANT(same_values(real, coefficients, split_coefficients, 0, n));
+    INVARIANT(!reports_at || same_values(ABSGD_FLOAT64, reports, split_reports, 0, REPORTS));
 
     if (n > 0) {
         check_stats(&b, lam, &stats);

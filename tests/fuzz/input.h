@@ -161,6 +161,18 @@ static inline void *output(absgd_dtype dtype, int64_t n) {
     return allocate((size_t)n * size_of(dtype), 1);
 }
 
+/* Elements [from, to) of the same bits; of a NaN these are not promised. */
+static inline int same_values(absgd_dtype dtype, const void *a, const void *b, int64_t from,
+                              int64_t to) {
+    const size_t size = size_of(dtype);
+    for (int64_t i = from; i < to; i++) {
+        const char *x = (const char *)a + (size_t)i * size, *y = (const char *)b + (size_t)i * size;
+        const int are_nan = isnan(element(dtype, a, i)) && isnan(element(dtype, b, i));
+        if (memcmp(x, y, size) != 0 && !are_nan) return 0;
+    }
+    return 1;
+}
+
 static inline int all_at_least(absgd_dtype dtype, const void *x, int64_t n, double low) {
     for (int64_t i = 0; x && i < n; i++) {
         if (!(element(dtype, x, i) >= low)) return 0;

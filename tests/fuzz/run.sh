@@ -6,7 +6,7 @@
 #   RUNS=2000000 tests/fuzz/run.sh 86400    that many calls a target at most
 #
 # Prints how many inputs each target ran, and stops at the first that fails; libFuzzer then names
-# the file that it wrote, in the current folder, and `build/fuzz_NAME FILE` runs it again.
+# the file that it wrote, in the current folder.
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 seconds=${1:?how many seconds in all} corpus=${2:-}
@@ -22,17 +22,20 @@ fi
 flags="-std=c17 -O1 -g -Wall -Wextra -Werror -fno-omit-frame-pointer -fopenmp-simd -ffp-contract=off
     -fno-math-errno -Wno-pass-failed -DABSGD_ONE_LEVEL=1 -DABSGD_LEVEL=1 -I$here/../../csrc
     -fsanitize=address,undefined -fno-sanitize-recover=all"
-for source in "$here"/../../csrc/*.c; do
-    clang $flags -fsanitize=fuzzer-no-link -c "$source" -o "$work/$(basename "$source" .c).o"
-done
-targets=("$here"/fuzz_*.c)
-for source in "${targets[@]}"; do
-    name=$(basename "$source" .c)
-    clang $flags -fsanitize=fuzzer "$source" "$work"/*.o -lm -o "$work/$name"
+parallel="xargs -P ${CMAKE_BUILD_PARALLEL_LEVEL:-$(nproc)} -I{}"
+mkdir "$work/kernels"
+cd "$work/kernels"
+printf '%s\n' "$here"/../../csrc/*.c | $parallel clang $flags -fsanitize=fuzzer-no-link -c {}
+ar rcs "$work/absgd.a" ./*.o
+cd - >/dev/null
+targets=(weights accumulation lam_search sgd softmax_loss sigmoid_loss)
+printf '%s\n' "${targets[@]}" |
+    $parallel clang $flags -fsanitize=fuzzer "$here/fuzz_{}.c" "$work/absgd.a" -lm -o "$work/fuzz_{}"
+for name in "${targets[@]}"; do
     inputs=${corpus:-$work/corpus}/$name
     mkdir -p "$inputs"
-    if ! "$work/$name" -max_total_time=$((seconds / ${#targets[@]})) ${RUNS:+-runs=$RUNS} -seed=1 \
-        -max_len=1024 -len_control=0 -print_final_stats=1 "$inputs" >"$work/log" 2>&1; then
+    if ! "$work/fuzz_$name" -max_total_time=$((seconds / ${#targets[@]})) ${RUNS:+-runs=$RUNS} -seed=1 \
+        -max_len=512 -len_control=0 -print_final_stats=1 "$inputs" >"$work/log" 2>&1; then
         cat "$work/log"
         exit 1
     fi
