@@ -141,8 +141,9 @@ static void call(input *in) {
     INVARIANT(absgd_carry_log_s(&other, &rule, &carried, &at) == ABSGD_OK);
     if (other == 0 || isnan(other)) INVARIANT(same_bits(carried, *log_s) && at == lam);
     if (isinf(other)) INVARIANT(same_bits(carried, *log_s) && at == other);
-    if (isfinite(other) && other * lam > 0 && fabs(lam) > 1e-200 && fabs(other) > 1e-200 &&
-        isfinite(*log_s) && fabs(*log_s) < 1e50 && fabs(lam) < 1e50) {
+    const int is_moderate = fabs(lam) > 1e-100 && fabs(lam) < 1e50 && fabs(other) > 1e-100 &&
+                            fabs(other) < 1e50 && fabs(*log_s) > 1e-100 && fabs(*log_s) < 1e50;
+    if (is_moderate && other * lam > 0) {
         INVARIANT(fabs(carried * other - *log_s * lam) <= 1e-9 * fabs(*log_s * lam));
     }
 }
