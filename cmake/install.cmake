@@ -24,7 +24,8 @@ if(TORCH_ABSGD_CUDA)
   install(FILES cuda/absgd_cuda.h
     DESTINATION "${CMAKE_INSTALL_INCLUDEDIR}" COMPONENT development)
 endif()
-install(FILES csrc/absgd.h csrc/absgd_version.h csrc/absgd_libtorch.h
+install(FILES csrc/absgd.h csrc/absgd_version.h csrc/absgd_libtorch.h csrc/absgd_libtorch_weigher.h
+  csrc/absgd_libtorch_rule.h csrc/absgd_libtorch_batch.h
   DESTINATION "${CMAKE_INSTALL_INCLUDEDIR}" COMPONENT development)
 
 configure_package_config_file(cmake/absgdConfig.cmake.in absgdConfig.cmake

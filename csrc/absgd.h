@@ -25,7 +25,8 @@
  * split by passing parts of the arrays, that holds for elements (absgd_weights); sums
  *     (absgd_batch_stats, absgd_lam_sums) are the same in their bits only for the same parts,
  * joined in the same order: cut at ABSGD_STATS_CHUNK, as the operators do.
- *   - Bits are the same on one machine; another processor may round the last place otherwise.
+ *   - Bits are the same on one machine; another processor may round the last place otherwise. Of a
+ *     NaN no bit is promised.
  *   - The floating-point environment is the default one: rounding to nearest, subnormals kept
  * (flushed, they read 0). Its exception flags mean nothing after a call.
  *   - Within a major version (ABSGD_VERSION_MAJOR; before 1.0, a minor one) structs keep their
@@ -110,13 +111,14 @@ typedef struct absgd_rule {
     double max_weight; /* c ≥ 1, a cap on weights; 0 or ∞: none */
     double keep_loss; /* 1: weights are scaled by κ = min(1, Σ w|L|/Σ w p|L|), which keeps the scale
                          of the gradient; 0: κ = 1 */
-    double bounded;   /* 1: log_s is at most log α + ℓ − log γ. By Algorithm 1 itself s is at least
-                         γα times the batch's mean; this is the mirror image, so that a batch's mean
-                         weight stays within [γ, 1/γ] (α apart), however far the past was. 0: not */
+    double bounded; /* 1: log_s is at most log α + ℓ − log γ. By Algorithm 1 itself s is at least
+                       γα times the batch's mean; this is the mirror image, so that a batch's mean
+                       weight stays within [γ, 1/γ] (α apart), however far the past was. 0: not */
 } absgd_rule;
 
 /* Algorithm 1 with γ = 0.9 and no guard, to begin from: absgd_rule rule = ABSGD_RULE_INIT; */
-#define ABSGD_RULE_INIT {0.9, 1.0, NAN, 0.0, 0.0, 0.0}
+#define ABSGD_RULE_INIT                                                                            \
+    { 0.9, 1.0, NAN, 0.0, 0.0, 0.0 }
 
 /* The batch's work is cut into pieces of this many losses: one row of statistics each, combined in
  * order, so that the bits of log_s do not depend on the number of threads. */
@@ -228,7 +230,7 @@ ABSGD_API absgd_status absgd_accumulate(const absgd_stats *stats, const double *
  * gradients must be multiplied by: divisor·(reference_count/B)·κ·exp(log_c − log_s), with divisor
  * the number that the loop divided each micro-batch's loss by; 1 if nothing was accumulated. It is
  * finite unless the batch was bad: the exponent is cut at ABSGD_FACTOR_LIMIT, which it exceeds only
- * where the caller chose a log_c of its own, far above the batch. */
+ * where the caller chose a log_c of its own, far above the batch, or a γα of 1e-30. */
 ABSGD_API absgd_status absgd_settle(absgd_accumulation *accumulation, const double *lam,
                                     const absgd_rule *rule, double divisor, double *log_s,
                                     double *log_s_lam, double *factor);
@@ -257,7 +259,8 @@ typedef struct absgd_lam_row {
 } absgd_lam_row;
 
 /* The effective-sample-size rule at 0.8, each batch's own λ*, to begin from. */
-#define ABSGD_LAM_RULE_INIT {ABSGD_LAM_EFFECTIVE_SAMPLES, 0.8, 1.0, 1.0, 1e-12, 1e6}
+#define ABSGD_LAM_RULE_INIT                                                                        \
+    { ABSGD_LAM_EFFECTIVE_SAMPLES, 0.8, 1.0, 1.0, 1e-12, 1e6 }
 
 /* A search under way; all zero at its start. */
 typedef struct absgd_lam_search {
@@ -304,15 +307,16 @@ typedef struct absgd_sgd_options {
     double momentum; /* β ≥ 0 */
     double dampening;
     double weight_decay; /* g ← g + weight_decay·w */
-    double grad_scale;   /* g ← g/grad_scale first (AMP), not 0; 1 otherwise; grad is not changed */
-    int32_t nesterov;    /* step along g + βv; needs β > 0, dampening 0 and the torch form */
-    int32_t maximize;    /* g ← −g, before weight decay */
-    int32_t polyak;      /* 0: v ← βv + (1−dampening)g, w ← w − ηv, as torch.optim.SGD
-                            1: d ← βd − ηg, w ← w + d, the paper's Equation 2; dampening must be 0 */
+    double grad_scale; /* g ← g/grad_scale first (AMP), not 0; 1 otherwise; grad is not changed */
+    int32_t nesterov;  /* step along g + βv; needs β > 0, dampening 0 and the torch form */
+    int32_t maximize;  /* g ← −g, before weight decay */
+    int32_t polyak;    /* 0: v ← βv + (1−dampening)g, w ← w − ηv, as torch.optim.SGD
+                          1: d ← βd − ηg, w ← w + d, the paper's Equation 2; dampening must be 0 */
 } absgd_sgd_options;
 
 /* Plain SGD at η = 0.001, to begin from. */
-#define ABSGD_SGD_OPTIONS_INIT {1e-3, 0.0, 0.0, 0.0, 1.0, 0, 0, 0}
+#define ABSGD_SGD_OPTIONS_INIT                                                                     \
+    { 1e-3, 0.0, 0.0, 0.0, 1.0, 0, 0, 0 }
 
 /* One step of elements [begin, end) of the concatenation of tensors[0..n_tensors). Parameters in
  * half precision are computed in float32 and rounded once. */
@@ -386,7 +390,8 @@ typedef struct absgd_sigmoid_loss {
     double label_smoothing; /* ε in [0, 1] */
     double alpha;           /* α in [0, 1]; negative: the factor is absent */
     double focal_gamma;     /* γ ≥ 0 */
-    double ignore_index;    /* elements of this target have loss 0, gradient 0; NaN: none has */
+    double ignore_index;    /* elements of this target have loss 0, gradient 0; NaN: none has; not
+                               in [0, 1], in the arithmetic type */
     int32_t per_sample;     /* 0: a loss for each of N·C·inner elements; else one for each of N */
 } absgd_sigmoid_loss;
 

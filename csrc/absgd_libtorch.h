@@ -6,32 +6,27 @@
  *   opt.step();
  *   opt.zero_grad();
  *
- * where per_sample has reduction(torch::kNone). Link absgd_kernels and LibTorch; with
- * ABSGD_WITH_CUDA defined, absgd_cuda_kernels too, and CUDA tensors work. Parameters and losses are
- * on one device, and parameters are dense float32, float64, float16 or bfloat16. Everything else,
- * such as several ranks, is the Python package's. */
+ * where per_sample has reduction(torch::kNone). λ may be a number or a rule for it,
+ * lam(absgd::EffectiveSampleSize(0.8)); masks, base weights, guards and accumulation are as the
+ * Python package has them. Link absgd::absgd and LibTorch; with ABSGD_WITH_CUDA defined,
+ * absgd::cuda too, and CUDA tensors work. Parameters and losses are on one device, and parameters
+ * are dense float32, float64, float16 or bfloat16. Everything else, such as several ranks, is the
+ * Python package's. */
 #ifndef ABSGD_LIBTORCH_H
 #define ABSGD_LIBTORCH_H
 
-#include "absgd.h"
-#ifdef ABSGD_WITH_CUDA
-#include "absgd_cuda.h"
-#include <c10/cuda/CUDAGuard.h>
-#include <c10/cuda/CUDAStream.h>
-#endif
+#include "absgd_libtorch_weigher.h"
 
-#include <torch/torch.h>
-
-#include <cmath>
-#include <limits>
 #include <memory>
+#include <optional>
+#include <string>
 #include <utility>
 #include <vector>
 
 namespace absgd {
 
-/* The options of a parameter group. λ, γ, α, s_1 and the momentum's form are the whole optimizer's:
- * those given at its construction are in force. */
+/* The options of a parameter group. From lam on they are the whole optimizer's: those given at its
+ * construction are in force. */
 struct ABSGDOptions : torch::optim::OptimizerCloneableOptions<ABSGDOptions> {
     ABSGDOptions(double lr = 1e-3) : lr_(lr) {}
 
@@ -42,11 +37,12 @@ struct ABSGDOptions : torch::optim::OptimizerCloneableOptions<ABSGDOptions> {
     TORCH_ARG(bool, nesterov) = false;
     TORCH_ARG(bool, maximize) = false;
     TORCH_ARG(bool, polyak) = false; /* the paper's Equation 2 */
-    TORCH_ARG(double, lam) = std::numeric_limits<double>::infinity();
-    TORCH_ARG(double, gamma) = 0.9;
+    TORCH_ARG(Lam, lam) = detail::INF;
+    TORCH_ARG(std::optional<double>, gamma) = std::nullopt; /* 0.9; 1 where a rule moves λ */
     TORCH_ARG(double, alpha) = 1.0;
-    TORCH_ARG(double,
-              s_init) = std::numeric_limits<double>::quiet_NaN(); /* the first batch sets it */
+    TORCH_ARG(double, s_init) = NAN;             /* the first batch sets it */
+    TORCH_ARG(double, max_weight) = detail::INF; /* no cap */
+    TORCH_ARG(bool, keep_loss) = false;
 
   public:
     double get_lr() const override { return lr(); }
@@ -57,72 +53,58 @@ struct ABSGDParamState : torch::optim::OptimizerCloneableParamState<ABSGDParamSt
     TORCH_ARG(torch::Tensor, momentum_buffer);
 };
 
-namespace detail {
-
-inline absgd_dtype dtype_of(const torch::Tensor &t, const char *name) {
-    switch (t.scalar_type()) {
-        case torch::kFloat: return ABSGD_FLOAT32;
-        case torch::kDouble: return ABSGD_FLOAT64;
-        case torch::kHalf: return ABSGD_FLOAT16;
-        case torch::kBFloat16: return ABSGD_BFLOAT16;
-        default:
-            TORCH_CHECK(false, name, " must be float32, float64, float16 or bfloat16, got ",
-                        t.scalar_type());
-    }
-}
-
-inline void check(absgd_status status, const char *call) {
-    TORCH_CHECK(status == ABSGD_OK, call, ": ", absgd_status_string(status));
-}
-
-inline void check_device(const torch::Tensor &t, const char *name) {
-#ifdef ABSGD_WITH_CUDA
-    TORCH_CHECK(t.is_cpu() || t.is_cuda(), name, " must be on the CPU or a CUDA device, got ",
-                t.device());
-#else
-    TORCH_CHECK(t.is_cpu(), name, " must be on the CPU (CUDA needs ABSGD_WITH_CUDA), got ",
-                t.device());
-#endif
-}
-
-} // namespace detail
-
 class ABSGD : public torch::optim::Optimizer {
   public:
     ABSGD(const std::vector<torch::optim::OptimizerParamGroup> &groups, ABSGDOptions defaults = {})
         : Optimizer(groups, std::make_unique<ABSGDOptions>(defaults)),
-          rule_{defaults.gamma(), defaults.alpha(), defaults.s_init(), 0, 0, 0} {
-        TORCH_CHECK(!std::isnan(defaults.lam()) && defaults.lam() != 0,
-                    "lam must be a number other than 0, got ", defaults.lam());
+          weigher_(RuleState(defaults.lam(),
+                             {defaults.gamma().value_or(1.0), defaults.alpha(), defaults.s_init(),
+                              defaults.max_weight(), defaults.keep_loss() ? 1.0 : 0.0, 0.0},
+                             defaults.gamma())) {
         for (const auto &group : param_groups()) {
             for (const torch::Tensor &p : group.params()) detail::check_device(p, "parameters");
         }
-        lam_ = torch::full({}, defaults.lam(), torch::kDouble);
-        log_s_ = torch::full({}, std::log(defaults.s_init()), torch::kDouble);
-        log_s_lam_ = lam_.clone();
-        reports_ = torch::full({2, static_cast<int64_t>(sizeof(absgd_report) / sizeof(double))},
-                               std::numeric_limits<double>::quiet_NaN(), torch::kDouble);
-        double lam = defaults.lam(), unset = NAN, unset_lam = lam; /* check the rule */
-        detail::check(absgd_carry_log_s(&lam, &rule_, &unset, &unset_lam),
-                      "gamma must be in (0, 1], alpha > 0, s_init >= 0 or NaN");
         check_groups();
     }
 
     explicit ABSGD(std::vector<torch::Tensor> params, ABSGDOptions defaults = {})
         : ABSGD({torch::optim::OptimizerParamGroup(std::move(params))}, defaults) {}
 
-    /* The scalar to differentiate, (1/B) Σ p_i L_i with p a constant (Algorithm 1), after log_s has
-     * taken in the batch. losses: per-sample, of any shape but (). Without grad mode, the mean. */
-    torch::Tensor weigh(const torch::Tensor &losses) {
-        TORCH_CHECK(losses.dim() > 0, "losses must be per-sample, got a scalar: compute them with "
-                                      "reduction(torch::kNone)");
-        detail::check_device(losses, "losses");
-        if (!torch::GradMode::is_enabled()) return losses.mean();
-        const auto coefficients = next_coefficients(losses.detach().contiguous());
-        const bool is_half =
-            losses.scalar_type() == torch::kHalf || losses.scalar_type() == torch::kBFloat16;
-        return torch::dot(coefficients,
-                          (is_half ? losses.to(torch::kFloat) : losses).reshape({-1}));
+    /* The scalar to differentiate, (1/B) Σ w_i p_i L_i with p a constant (Algorithm 1), after log_s
+     * has taken in the batch. losses: per-sample, of any shape but (). mask: bool, true where a
+     * loss counts; weight: the base measure, w_i ≥ 0; both of the losses' shape. Without grad mode,
+     * the mean (1/B) Σ w_i L_i, and nothing changes. */
+    torch::Tensor weigh(const torch::Tensor &losses, const torch::Tensor &mask = {},
+                        const torch::Tensor &weight = {}) {
+        return weigher_.weigh(losses, mask, weight);
+    }
+
+    /* The same of a micro-batch. Several together make one step, exactly that of the large batch
+     * (max_weight is taken against a provisional normaliser):
+     *
+     *   for (auto &[x, y] : micro_batches) opt.accumulate(losses_of(x, y)).backward();
+     *   opt.step();            // clip between opt.finalize_grads() and step()
+     *
+     * Everything in .grad is scaled at the end; run each backward pass before the next micro-batch.
+     */
+    torch::Tensor accumulate(const torch::Tensor &losses, const torch::Tensor &mask = {},
+                             const torch::Tensor &weight = {}) {
+        return weigher_.accumulate(losses, mask, weight, gradients());
+    }
+
+    /* Turns accumulated gradients into those of the whole batch, and takes that into log_s. step()
+     * does it if nobody has. */
+    void finalize_grads() { weigher_.settle(gradients()); }
+
+    /* Drops micro-batches that cannot be made a step, and their gradients. */
+    void discard() {
+        weigher_.discard();
+        Optimizer::zero_grad();
+    }
+
+    void zero_grad(bool set_to_none = true) {
+        Optimizer::zero_grad(set_to_none);
+        weigher_.on_zero_grad();
     }
 
     torch::Tensor step(LossClosure closure = nullptr) override {
@@ -132,30 +114,32 @@ class ABSGD : public torch::optim::Optimizer {
             loss = closure();
         }
         torch::NoGradGuard no_grad;
+        finalize_grads();
         for (auto &group : param_groups()) step_group(group);
         return loss;
     }
 
-    /* p_i of the last batch, in the shape of its losses. */
-    const torch::Tensor &weights() const { return weights_; }
-    /* 0-dim float64: log s, NaN while unset. */
-    const torch::Tensor &log_s() const { return log_s_; }
-    const torch::Tensor &lam() const { return lam_; }
+    /* min(κp_i, c) of the last batch, in the shape of its losses; p_i without guards. */
+    const torch::Tensor &weights() const { return weigher_.weights(); }
+    /* 0-dim float64: log s, NaN while unset; λ, ±∞ while a rule has had no answer. */
+    const torch::Tensor &log_s() const { return weigher_.state().log_s; }
+    const torch::Tensor &lam() const { return weigher_.state().lam; }
+    /* float64 [2, 9]: absgd_report of the last batch, and its running mean. */
+    const torch::Tensor &reports() const { return weigher_.state().reports; }
 
-    /* Stage two: begins Algorithm 1 anew at another λ. Momentum is kept. */
-    void restart(double lam) {
-        TORCH_CHECK(!std::isnan(lam) && lam != 0, "lam must be a number other than 0, got ", lam);
-        lam_.fill_(lam);
-        log_s_lam_.fill_(lam);
-        log_s_.fill_(std::log(rule_.s_init));
-        reports_.fill_(std::numeric_limits<double>::quiet_NaN());
+    /* Changes λ; within one sign, log_s is carried over (absgd_carry_log_s). */
+    void set_lam(const Lam &lam) { weigher_.set_lam(lam); }
+
+    /* Stage two: begins Algorithm 1 anew at another λ. */
+    void restart(const Lam &lam, bool reset_momentum = false) {
+        weigher_.restart(lam);
+        if (reset_momentum) state().clear();
     }
 
     void save(torch::serialize::OutputArchive &archive) const override {
-        archive.write("lam", lam_, true);
-        archive.write("log_s", log_s_, true);
-        archive.write("log_s_lam", log_s_lam_, true);
-        archive.write("reports", reports_, true);
+        for (const auto &[name, tensor] : weigher_.state().entries()) {
+            archive.write(name, tensor, true);
+        }
         size_t i = 0;
         for (const auto &group : param_groups()) {
             for (const torch::Tensor &p : group.params()) {
@@ -168,22 +152,26 @@ class ABSGD : public torch::optim::Optimizer {
         }
     }
 
+    /* λ, log_s, the reports and momentum; γ, α, s_1 and the guards stay those of construction. */
     void load(torch::serialize::InputArchive &archive) override {
-        for (auto &[name, tensor] : {std::pair<const char *, torch::Tensor &>{"lam", lam_},
-                                     {"log_s", log_s_},
-                                     {"log_s_lam", log_s_lam_},
-                                     {"reports", reports_}}) {
-            torch::Tensor loaded;
-            archive.read(name, loaded, true);
-            tensor.copy_(loaded);
-        }
-        size_t i = 0;
+        const RuleState::Entries entries = weigher_.state().read(archive);
+        std::vector<std::pair<torch::Tensor, torch::Tensor>>
+            buffers; /* all read before any is set */
         for (const auto &group : param_groups()) {
             for (const torch::Tensor &p : group.params()) {
-                torch::Tensor loaded;
-                archive.read("momentum_buffer_" + std::to_string(i++), loaded, true);
-                if (loaded.sizes() == p.sizes()) set_buffer(p, loaded.to(p.options()));
+                const std::string name = "momentum_buffer_" + std::to_string(buffers.size());
+                torch::Tensor buffer;
+                archive.read(name, buffer, true);
+                TORCH_CHECK(buffer.numel() == 0 || buffer.sizes() == p.sizes(),
+                            "loaded state: ", name, " must have shape ", p.sizes(), ", got ",
+                            buffer.sizes());
+                buffers.emplace_back(p, buffer);
             }
+        }
+        weigher_.load(entries);
+        state().clear();
+        for (auto &[p, buffer] : buffers) {
+            if (buffer.numel() > 0) set_buffer(p, buffer.to(p.options()));
         }
     }
 
@@ -213,49 +201,14 @@ class ABSGD : public torch::optim::Optimizer {
         }
     }
 
-    template <class T> static T *data(const torch::Tensor &t) {
-        return reinterpret_cast<T *>(t.data_ptr<double>());
-    }
-
-    torch::Tensor next_coefficients(const torch::Tensor &losses) {
-        for (torch::Tensor *t : {&lam_, &log_s_, &log_s_lam_, &reports_}) {
-            *t = t->to(losses.device());
+    Weigher::Gradients gradients() {
+        Weigher::Gradients present;
+        for (auto &group : param_groups()) {
+            for (const torch::Tensor &p : group.params()) {
+                if (p.grad().defined()) present.push_back(p.grad());
+            }
         }
-        const absgd_dtype dtype = detail::dtype_of(losses, "losses");
-        const auto arithmetic = dtype == ABSGD_FLOAT64 ? torch::kDouble : torch::kFloat;
-        weights_ = torch::empty(losses.sizes(), losses.options().dtype(arithmetic));
-        const auto coefficients =
-            torch::empty({losses.numel()}, losses.options().dtype(arithmetic));
-        const int64_t n = losses.numel();
-        const double *lam = lam_.data_ptr<double>();
-        double *log_s = log_s_.data_ptr<double>(), *log_s_lam = log_s_lam_.data_ptr<double>();
-#ifdef ABSGD_WITH_CUDA
-        if (losses.is_cuda()) {
-            const c10::cuda::CUDAGuard guard(losses.device());
-            const int64_t rows = (n + ABSGD_CUDA_CHUNK - 1) / ABSGD_CUDA_CHUNK;
-            const auto scratch =
-                torch::empty({rows * static_cast<int64_t>(sizeof(absgd_stats) / sizeof(double))},
-                             losses.options().dtype(torch::kDouble));
-            detail::check(absgd_weigh_cuda(dtype, losses.data_ptr(), nullptr, n, nullptr, 0,
-                                           data<absgd_stats>(scratch), lam, &rule_, log_s,
-                                           log_s_lam, data<absgd_report>(reports_), 1.0,
-                                           weights_.data_ptr(), coefficients.data_ptr(),
-                                           c10::cuda::getCurrentCUDAStream()),
-                          "weigh");
-            return coefficients;
-        }
-#endif
-        absgd_stats stats;
-        detail::check(absgd_batch_stats(dtype, losses.data_ptr(), nullptr, nullptr, n, lam, &stats),
-                      "weigh");
-        detail::check(absgd_update_log_s(&stats, lam, &rule_, log_s, log_s_lam), "weigh");
-        detail::check(absgd_observe(&stats, lam, &rule_, log_s, 0.0, data<absgd_report>(reports_)),
-                      "weigh");
-        detail::check(absgd_weights(dtype, losses.data_ptr(), nullptr, nullptr, n, lam, &rule_,
-                                    log_s, &stats, 1.0, weights_.data_ptr(),
-                                    coefficients.data_ptr(), nullptr),
-                      "weigh");
-        return coefficients;
+        return present;
     }
 
     void step_group(torch::optim::OptimizerParamGroup &group) {
@@ -307,8 +260,7 @@ class ABSGD : public torch::optim::Optimizer {
         detail::check(absgd_sgd_step(dtype, tensors.data(), n_tensors, &options, 0, size), "step");
     }
 
-    absgd_rule rule_;
-    torch::Tensor lam_, log_s_, log_s_lam_, reports_, weights_;
+    Weigher weigher_;
 };
 
 } // namespace absgd

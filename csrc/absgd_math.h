@@ -144,13 +144,14 @@ ABSGD_FN absgd_weigher absgd_weigher_of(const absgd_stats *batch, double lam,
     return w;
 }
 
-/* B·(Σwp)²/(Σw·Σwp²). The sums are first scaled to Σw of about 1, by a power of 2, lest the square
- * overflow. */
+/* B·(Σwp)²/(Σw·Σwp²), at most B. Powers of 2 are put apart: of sums far from 1, and from each
+ * other, squares and ratios overflow. */
 ABSGD_FN double absgd_effective_samples(const absgd_stats *batch) {
-    int exponent;
-    double sum_weight = frexp(batch->sum_weight, &exponent);
-    double sum = ldexp(batch->sum, -exponent), sum_sq = ldexp(batch->sum_sq, -exponent);
-    return sum * sum / sum_sq * (batch->count / sum_weight);
+    int of_sum, of_sum_sq, of_weight;
+    const double sum = frexp(batch->sum, &of_sum), sum_sq = frexp(batch->sum_sq, &of_sum_sq);
+    const double sum_weight = frexp(batch->sum_weight, &of_weight);
+    return ldexp(sum * sum / sum_sq * (batch->count / sum_weight),
+                 2 * of_sum - of_sum_sq - of_weight);
 }
 
 ABSGD_FN absgd_report absgd_batch_report(const absgd_stats *batch, double lam,
@@ -234,7 +235,7 @@ ABSGD_FN double absgd_settle_batch(absgd_accumulation *acc, double lam, const ab
     *acc = none;
     if (absgd_is_empty(&was.whole)) return 1.0;
     absgd_update(&was.whole, lam, rule, log_s, log_s_lam);
-    const double share = divisor * was.reference_count / was.whole.count;
+    const double share = was.reference_count / was.whole.count * divisor;
     if (isinf(lam)) return share;
     const double log_kappa = absgd_log_kappa(&was.whole, lam, rule, *log_s);
     const double exponent = was.log_c - *log_s + log_kappa;

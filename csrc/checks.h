@@ -18,6 +18,9 @@ static inline int64_t absgd_size_of(absgd_dtype dtype) {
     return dtype == ABSGD_FLOAT64 ? 8 : dtype == ABSGD_FLOAT32 ? 4 : 2;
 }
 
+/* Whether a·b numbers of 8 bytes can be counted in bytes; a, b ≥ 0. */
+static inline int absgd_fits(int64_t a, int64_t b) { return b == 0 || a <= INT64_MAX / 8 / b; }
+
 static inline int absgd_is_switch(double value) { return value == 0.0 || value == 1.0; }
 
 static inline int absgd_is_rule(const absgd_rule *rule) {
@@ -65,8 +68,8 @@ static inline absgd_status absgd_check_softmax_loss(absgd_dtype dtype, const abs
     ABSGD_REQUIRE(o, ABSGD_NULL_POINTER);
     ABSGD_REQUIRE(o->classes >= 1 && o->inner >= 1 && o->samples >= 0 && o->samples % o->inner == 0,
                   ABSGD_INVALID_SIZE);
-    ABSGD_REQUIRE(o->samples <= INT64_MAX / 8 / o->classes, ABSGD_INVALID_SIZE); /* 8: bytes */
-    ABSGD_REQUIRE(o->samples <= INT64_MAX / 8 / ABSGD_LOSS_SAVED, ABSGD_INVALID_SIZE);
+    ABSGD_REQUIRE(absgd_fits(o->samples, o->classes), ABSGD_INVALID_SIZE);
+    ABSGD_REQUIRE(absgd_fits(o->samples, ABSGD_LOSS_SAVED), ABSGD_INVALID_SIZE);
     ABSGD_REQUIRE(0 <= begin && begin <= end && end <= o->samples, ABSGD_INVALID_SIZE);
     ABSGD_REQUIRE(o->scale > 0.0 && isfinite(o->scale), ABSGD_INVALID_HYPERPARAMETER);
     ABSGD_REQUIRE(o->focal_gamma >= 0.0 && isfinite(o->focal_gamma), ABSGD_INVALID_HYPERPARAMETER);
@@ -85,14 +88,18 @@ static inline absgd_status absgd_check_sigmoid_loss(absgd_dtype dtype, const abs
     ABSGD_REQUIRE(absgd_is_dtype(dtype), ABSGD_INVALID_DTYPE);
     ABSGD_REQUIRE(o, ABSGD_NULL_POINTER);
     ABSGD_REQUIRE(o->samples >= 0 && o->classes >= 0 && o->inner >= 0, ABSGD_INVALID_SIZE);
-    const int64_t size = o->samples * (o->per_sample ? 1 : o->classes * o->inner);
+    ABSGD_REQUIRE(absgd_fits(o->classes, o->inner), ABSGD_INVALID_SIZE);
+    const int64_t each = o->classes * o->inner;
+    ABSGD_REQUIRE(absgd_fits(o->samples, each) && absgd_fits(o->samples, 1), ABSGD_INVALID_SIZE);
+    const int64_t size = o->samples * (o->per_sample ? 1 : each);
     ABSGD_REQUIRE(0 <= begin && begin <= end && end <= size, ABSGD_INVALID_SIZE);
     ABSGD_REQUIRE(o->label_smoothing >= 0.0 && o->label_smoothing <= 1.0,
                   ABSGD_INVALID_HYPERPARAMETER);
     ABSGD_REQUIRE(o->alpha <= 1.0, ABSGD_INVALID_HYPERPARAMETER);
     ABSGD_REQUIRE(o->focal_gamma >= 0.0 && isfinite(o->focal_gamma), ABSGD_INVALID_HYPERPARAMETER);
-    ABSGD_REQUIRE(!(o->ignore_index >= 0.0 && o->ignore_index <= 1.0),
-                  ABSGD_INVALID_HYPERPARAMETER);
+    const double ignored =
+        dtype == ABSGD_FLOAT64 ? o->ignore_index : (double)(float)o->ignore_index;
+    ABSGD_REQUIRE(!(ignored >= 0.0 && ignored <= 1.0), ABSGD_INVALID_HYPERPARAMETER);
     return ABSGD_OK;
 }
 

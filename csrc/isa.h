@@ -14,6 +14,11 @@
 #endif
 #endif
 
+/* exp.h rounds to integers by adding and taking away a large number. */
+#if defined(__FLT_EVAL_METHOD__) && __FLT_EVAL_METHOD__ != 0
+#error "needs -msse2 -mfpmath=sse (32-bit x86) or -fexcess-precision=fast (s390x, -std=c17)"
+#endif
+
 #define ABSGD_CONCAT_(a, b) a##_v##b
 #define ABSGD_CONCAT(a, b) ABSGD_CONCAT_(a, b)
 #define ABSGD_KERNEL(name) ABSGD_CONCAT(name, ABSGD_LEVEL)

@@ -46,7 +46,7 @@ ABSGD_DECLARE(1)
         absgd_dtype dtype, const absgd_sigmoid_loss *spec, const void *logits, const void *target, \
         const void *known, const void *grad_loss, void *grad_logits, int64_t begin, int64_t end);
 
-#if defined(__x86_64__)
+#if !ABSGD_ONE_LEVEL
 ABSGD_DECLARE_SIGMOID_LOSS(2)
 ABSGD_DECLARE_SIGMOID_LOSS(3)
 ABSGD_DECLARE_SIGMOID_LOSS(4)

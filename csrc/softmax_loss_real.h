@@ -299,6 +299,10 @@ ABSGD_INLINE void REAL(block_gradient)(absgd_dtype dtype, const loss_call *call,
     for (int64_t p = 0; call->target && p < n; p++) {
         if (!is_ignored(call, s + p)) {
             REAL(store)(dtype, grad, first + call->target[s + p] * inner + p, at_target[p]);
+            continue;
+        }
+        for (int64_t c = 0; spreads(call) && c < spec->classes; c++) { /* whatever the weights */
+            REAL(store)(dtype, grad, first + c * inner + p, 0);
         }
     }
 }

@@ -5,9 +5,10 @@
 #   pip install --no-build-isolation ".[recipes,test]" && tests/run_all.sh
 #
 # Style, the GoogleTests under AddressSanitizer and UBSan, the CUDA kernels on the CPU (with nvcc, the
-# installation has compiled and linked them), the kernels for aarch64 (with a cross compiler), the
-# examples against installed files, the release, and pytest, to which arguments are handed on. Builds in
-# a temporary folder; nothing in the source tree changes.
+# installation has compiled and linked them), the torch-free tests with clang and for aarch64 (where
+# there is a cross compiler), the C ABI under libFuzzer, the examples against installed files, the
+# release, and pytest, to which arguments are handed on. Builds in a temporary folder; nothing in the
+# source tree changes.
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 cd "$root"
@@ -21,8 +22,6 @@ stage() { # name, command …
     "${@:2}"
     echo "=== $1: $((SECONDS - start)) s"
 }
-
-has() { command -v "$1" >/dev/null; }
 
 style() {
     ruff check .
@@ -67,20 +66,13 @@ gpu_rehearsal() { # of what needs a card, with the kernels that were just built 
     tests/gpu.sh --rehearse --build "$build/cuda_host" --report "$build/gpu-report"
 }
 
-aarch64_compilation() {
-    local file
-    for file in csrc/*.c; do
-        aarch64-linux-gnu-gcc -std=c17 -O3 -Wall -Wextra -Werror -fopenmp-simd -ffp-contract=off \
-            -fno-math-errno -fno-trapping-math -DABSGD_LEVEL=1 -c "$file" -o "$build/aarch64.o"
-    done
-}
-
 stage "style" style
 stage "installed package" installed
 stage "GoogleTests with ASan and UBSan" cpp_tests
 stage "CUDA kernels on the CPU" cuda_kernels_on_the_cpu
 stage "gpu.sh, rehearsed" gpu_rehearsal
-if has aarch64-linux-gnu-gcc; then stage "aarch64 compilation" aarch64_compilation; fi
+stage "clang and aarch64, torch-free" tests/compilers.sh clang aarch64
+stage "C ABI fuzzing" env RUNS=20000 tests/fuzz/run.sh 36
 stage "examples against installed files" tests/install/run.sh
 stage "release" tests/release.sh
 echo "=== pytest (after $SECONDS s)"

@@ -120,6 +120,76 @@ TEST(LibtorchABSGD, SavedAndLoadedItGoesOnBitForBit) {
     }
 }
 
+/* An archive as the version before guards and rules wrote it: reports of 7 numbers, no lam_rule. */
+torch::serialize::InputArchive old_state(bool has_seen_batches, const torch::Tensor &buffer) {
+    torch::serialize::OutputArchive out;
+    const auto one = [](double value) { return torch::full({}, value, torch::kDouble); };
+    out.write("lam", one(0.5), true);
+    out.write("log_s", one(1.25), true);
+    out.write("log_s_lam", one(0.5), true);
+    const auto reports = torch::arange(1, 15, torch::kDouble).view({2, 7});
+    out.write("reports", has_seen_batches ? reports : torch::full_like(reports, NAN), true);
+    out.write("momentum_buffer_0", buffer, true);
+    std::stringstream file;
+    out.save_to(file);
+    torch::serialize::InputArchive in;
+    in.load_from(file);
+    return in;
+}
+
+TEST(LibtorchABSGD, AStateOfBeforeTheGuardsIsLoaded) {
+    const auto w = torch::ones({2}).requires_grad_();
+    absgd::ABSGD opt({w}, absgd::ABSGDOptions(0.1).momentum(0.5).lam(absgd::KLRadius(0.1)));
+    auto old = old_state(true, torch::tensor({3.0f, 4.0f}));
+    opt.load(old);
+    EXPECT_EQ(opt.lam().item<double>(), 0.5);
+    EXPECT_EQ(opt.log_s().item<double>(), 1.25);
+    const auto expected = torch::tensor(
+        {{1., 2., 3., 4., 5., 6., 7., 1., 0.}, {8., 9., 10., 11., 12., 13., 14., 1., 0.}},
+        torch::kDouble);
+    EXPECT_TRUE(torch::equal(opt.reports(), expected));
+    w.mutable_grad() = torch::zeros({2});
+    opt.step();
+    EXPECT_TRUE(torch::allclose(w, torch::tensor({1 - 0.1 * 1.5, 1 - 0.1 * 2.0}, torch::kFloat)));
+
+    auto unused = old_state(false, torch::empty({0}));
+    opt.load(unused);
+    EXPECT_TRUE(opt.reports().isnan().all().item<bool>());
+    EXPECT_TRUE(opt.state().empty()); /* its momentum had no value yet */
+
+    auto another = old_state(true, torch::ones({3})); /* another model's: nothing is changed */
+    EXPECT_THROW(opt.load(another), c10::Error);
+    EXPECT_TRUE(opt.reports().isnan().all().item<bool>());
+}
+
+TEST(LibtorchABSGD, ARuleIsSavedAndLoaded) {
+    const auto w = torch::ones({2}).requires_grad_();
+    absgd::ABSGD a({w}, absgd::ABSGDOptions(0.1).lam(absgd::KLRadius(0.1).rate(0.5)));
+    absgd::ABSGD b({w}, absgd::ABSGDOptions(0.1).lam(2.0));
+    a.weigh(torch::tensor({1.0, 2.0}) * w);
+    std::stringstream file;
+    torch::save(a, file);
+    torch::load(b, file);
+    a.weigh(torch::tensor({1.0, 5.0}) * w);
+    b.weigh(torch::tensor({1.0, 5.0}) * w);
+    EXPECT_TRUE(torch::equal(a.lam(), b.lam()));
+    EXPECT_TRUE(torch::equal(a.log_s(), b.log_s())); /* γ is 1, the rule's, for both */
+    EXPECT_TRUE(torch::equal(a.reports(), b.reports()));
+}
+
+TEST(LibtorchABSGD, ARestartForgetsMomentumIfAskedTo) {
+    const auto w = torch::zeros({1}).requires_grad_();
+    absgd::ABSGD opt({w}, absgd::ABSGDOptions(1.0).momentum(0.5));
+    w.mutable_grad() = torch::ones({1});
+    opt.step(); /* w = −1, v = 1 */
+    opt.restart(1.0);
+    opt.step(); /* v = 1.5 */
+    EXPECT_EQ(w.item<double>(), -2.5);
+    opt.restart(1.0, true);
+    opt.step();
+    EXPECT_EQ(w.item<double>(), -3.5);
+}
+
 struct BiLstmImpl : torch::nn::Module {
     BiLstmImpl()
         : lstm(register_module(

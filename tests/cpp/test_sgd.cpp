@@ -139,6 +139,27 @@ TEST(Sgd, AFreshBufferIsNotRead) {
     }
 }
 
+TEST(Sgd, AMomentumBufferIsUntouchedAtMomentumZero) {
+    for (const Dtype &dtype : DTYPES) {
+        for (const int polyak : {0, 1}) {
+            for (const bool fresh : {false, true}) {
+                const absgd_sgd_options o = {0.1, 0, 0, 0.01, 1, 0, 0, polyak};
+                const Tensors w = tensors(dtype, 1), g = tensors(dtype, 2), v = tensors(dtype, 3);
+                const Tensors w0 = cloned(w), v0 = cloned(v);
+                const auto table = rows(w, g, v, fresh), without = rows(w0, g, {}, fresh);
+                ASSERT_EQ(ABSGD_OK,
+                          absgd_sgd_step(dtype.absgd, table.data(), table.size(), &o, 0, total(w)));
+                ASSERT_EQ(ABSGD_OK, absgd_sgd_step(dtype.absgd, without.data(), without.size(), &o,
+                                                   0, total(w)));
+                for (size_t i = 0; i < w.size(); i++) {
+                    EXPECT_TRUE(torch::equal(v[i], v0[i]));
+                    EXPECT_TRUE(torch::equal(w[i], w0[i]));
+                }
+            }
+        }
+    }
+}
+
 TEST(Sgd, ManyStepsAreLibTorchsSGD) {
     auto options = torch::optim::SGDOptions(0.1).momentum(0.9).weight_decay(0.01).nesterov(true);
     torch::Tensor theirs = torch::randn({200}, torch::kFloat64).requires_grad_();

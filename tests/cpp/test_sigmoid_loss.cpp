@@ -227,6 +227,16 @@ TEST(SigmoidLossStatus, EachFaultHasItsOwn) {
     expect(ABSGD_INVALID_SIZE, [](Call &c) { c.spec.samples = -1; });
     expect(ABSGD_INVALID_SIZE, [](Call &c) { c.spec.classes = -1; });
     expect(ABSGD_INVALID_SIZE, [](Call &c) { c.spec.inner = -1; });
+    for (const int64_t huge : {int64_t{1} << 32, std::numeric_limits<int64_t>::max()}) {
+        for (const int per_sample : {0, 1}) {
+            expect(ABSGD_INVALID_SIZE, [&](Call &c) {
+                c.spec.classes = c.spec.inner = huge, c.spec.per_sample = per_sample;
+            });
+            expect(ABSGD_INVALID_SIZE, [&](Call &c) {
+                c.spec.samples = c.spec.classes = huge, c.spec.per_sample = per_sample;
+            });
+        }
+    }
     expect(ABSGD_INVALID_SIZE, [](Call &c) { c.begin = -1; });
     expect(ABSGD_INVALID_SIZE, [](Call &c) { c.end = 3; });
     expect(ABSGD_INVALID_SIZE, [](Call &c) { c.begin = 2, c.end = 1; });
@@ -240,7 +250,7 @@ TEST(SigmoidLossStatus, EachFaultHasItsOwn) {
     for (const double gamma : {-1.0, inf, nan}) {
         hyperparameter([&](Call &c) { c.spec.focal_gamma = gamma; });
     }
-    for (const double index : {0.0, 0.5, 1.0}) {
+    for (const double index : {0.0, 0.5, 1.0, 1.0 + 1e-9, -1e-300}) { // the last two as floats
         hyperparameter([&](Call &c) { c.spec.ignore_index = index; });
     }
 }

@@ -226,12 +226,17 @@ TEST(SoftmaxLossEdges, ExtremeLogitsAreExact) {
 }
 
 TEST(SoftmaxLossEdges, IgnoredSamplesAreNotReadAndGetZeros) {
-    for (const int64_t inner : {1, 2}) {
-        const torch::Tensor logits = torch::full({2, 3, inner}, std::nanf(""));
-        const Problem p{logits, torch::full({2, inner}, IGNORED, torch::kInt64), {}};
-        const auto [loss, grad] = run(p, torch::ones({2 * inner}));
-        EXPECT_TRUE(torch::equal(loss, torch::zeros_like(loss)));
-        EXPECT_TRUE(torch::equal(grad, torch::zeros_like(grad)));
+    Options smoothed;
+    smoothed.weight = torch::full({3}, std::numeric_limits<float>::infinity());
+    smoothed.label_smoothing = 0.1;
+    for (const Options &options : {Options(), smoothed}) {
+        for (const int64_t inner : {1, 2}) {
+            const torch::Tensor logits = torch::full({2, 3, inner}, std::nanf(""));
+            const Problem p{logits, torch::full({2, inner}, IGNORED, torch::kInt64), options};
+            const auto [loss, grad] = run(p, torch::ones({2 * inner}));
+            EXPECT_TRUE(torch::equal(loss, torch::zeros_like(loss)));
+            EXPECT_TRUE(torch::equal(grad, torch::zeros_like(grad)));
+        }
     }
 }
 

@@ -343,6 +343,25 @@ TEST(Extremes, MeansOfLossesNearTheLargestDoubleAreFinite) {
     expect_close(reports[1].mean_loss / 1e308, 1.5 - 0.01 * 3.0);
 }
 
+// The sample with the largest loss has so small a part in the base measure that squares underflow.
+TEST(Extremes, AnEffectiveSampleSizeNearZero) {
+    const absgd_rule rule = {1, 1, NAN, 0, 0, 0};
+    const double lam = 1e-3;
+    for (const double least : {1e-2, 1e-290}) {
+        const Batch batch = {DTYPES[1],
+                             torch::tensor({0.0, 5.0}, torch::kFloat64),
+                             {},
+                             torch::tensor({1e10, least}, torch::kFloat64)};
+        const absgd_stats stats = batch.stats(lam);
+        double log_s = NAN, log_s_lam = lam;
+        absgd_report reports[2];
+        reports[1].count = NAN;
+        ASSERT_EQ(ABSGD_OK, absgd_update_log_s(&stats, &lam, &rule, &log_s, &log_s_lam));
+        ASSERT_EQ(ABSGD_OK, absgd_observe(&stats, &lam, &rule, &log_s, 0, reports));
+        EXPECT_NEAR(reports[0].effective_samples / (2 * least / 1e10), 1, 1e-11);
+    }
+}
+
 TEST(Extremes, ATinyLambda) {
     const double lam = 1e-310;
     const auto losses = torch::tensor({1e-310, 3e-310, 0.0}, torch::kFloat64);

@@ -1,4 +1,5 @@
-// The same softmax regression with LibTorch and the C++ optimizer, against the installed absgd.
+// The same softmax regression with LibTorch and the C++ optimizer, against the installed absgd; λ
+// follows a rule, and the gradient's scale is kept.
 #include <absgd_libtorch.h>
 
 #include <cstdio>
@@ -14,8 +15,11 @@ int main(int, char **argv) {
 
     // --8<-- [start:training]
     auto w = torch::zeros({10, 64}).requires_grad_();
-    absgd::ABSGD opt({w},
-                     absgd::ABSGDOptions(0.1).momentum(0.9).weight_decay(1e-4).lam(2.0).gamma(0.9));
+    absgd::ABSGD opt({w}, absgd::ABSGDOptions(0.1)
+                              .momentum(0.9)
+                              .weight_decay(1e-4)
+                              .lam(absgd::EffectiveSampleSize(0.8))
+                              .keep_loss(true));
     const auto per_sample =
         torch::nn::functional::CrossEntropyFuncOptions().reduction(torch::kNone);
     for (int epoch = 0; epoch < 5; epoch++) {

@@ -15,9 +15,9 @@ quietly() { # shows what a command printed only if it fails
     }
 }
 
-check() { # program …
-    "$@" "$work/digits.bin" >"$work/out.txt"
-    python "$here/digits.py" check "$work/digits.bin" "$work/out.txt"
+check() { # program [what digits.py is to do]
+    "$1" "$work/digits.bin" >"$work/out.txt"
+    python "$here/digits.py" "${2:-check}" "$work/digits.bin" "$work/out.txt"
 }
 
 with_pkg_config() { # compiler …: the same file in two languages, static and shared
@@ -39,7 +39,7 @@ with_cmake() { # prefix, options …
     quietly cmake -S "$here" -B "$work/project" -DCMAKE_PREFIX_PATH="$prefix" "$@"
     quietly cmake --build "$work/project"
     check "$work/project/softmax_digits"
-    if [[ -x $work/project/libtorch_digits ]]; then check "$work/project/libtorch_digits"; fi
+    if [[ -x $work/project/libtorch_digits ]]; then check "$work/project/libtorch_digits" check-rule; fi
     if [[ -x $work/project/cuda_links ]]; then "$work/project/cuda_links"; fi
 }
 

@@ -1,0 +1,342 @@
+/* The C ABI against its formulas written plainly in double, gradients against differences of
+ * losses: no torch, no test framework, any C17 compiler. Prints what differs; 1 if anything did. */
+#include "absgd.h"
+#include "half.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+static int failures = 0;
+
+static void expect_close(double actual, double expected, double tolerance, const char *what) {
+    if (actual == expected || (isnan(actual) && isnan(expected))) return;
+    if (fabs(actual - expected) <= tolerance * fmax(1.0, fabs(expected))) return;
+    if (++failures <= 20) printf("%s: %.17g, expected %.17g\n", what, actual, expected);
+}
+
+static void expect_ok(absgd_status status, const char *what) {
+    if (status == ABSGD_OK) return;
+    failures++;
+    printf("%s: %s\n", what, absgd_status_string(status));
+}
+
+/* ---- numbers ---- */
+
+enum { N = 40, DTYPES = 4 };
+static const double DIGITS[DTYPES] = {2e-6, 1e-12, 2e-3, 1e-2}; /* of results in that dtype */
+
+static double uniform(double low, double high) {
+    static uint64_t state = 7;
+    state = state * 6364136223846793005u + 1442695040888963407u;
+    return low + (high - low) * (double)(state >> 11) / 9007199254740992.0;
+}
+
+static absgd_dtype arithmetic(absgd_dtype dtype) {
+    return dtype == ABSGD_FLOAT64 ? ABSGD_FLOAT64 : ABSGD_FLOAT32;
+}
+
+static double get(absgd_dtype dtype, const void *x, int i) {
+    if (dtype == ABSGD_FLOAT64) return ((const double *)x)[i];
+    if (dtype == ABSGD_FLOAT32) return ((const float *)x)[i];
+    const uint16_t h = ((const uint16_t *)x)[i];
+    return dtype == ABSGD_FLOAT16 ? absgd_f16_load(h) : absgd_bf16_load(h);
+}
+
+/* Stores a number and returns what it was rounded to. */
+static double put(absgd_dtype dtype, void *x, int i, double value) {
+    const float f = (float)value;
+    if (dtype == ABSGD_FLOAT64) ((double *)x)[i] = value;
+    if (dtype == ABSGD_FLOAT32) ((float *)x)[i] = f;
+    if (dtype == ABSGD_FLOAT16) ((uint16_t *)x)[i] = absgd_f16_store(f);
+    if (dtype == ABSGD_BFLOAT16) ((uint16_t *)x)[i] = absgd_bf16_store(f);
+    return get(dtype, x, i);
+}
+
+static void fill(absgd_dtype dtype, void *x, double *exact, int n, double low, double high) {
+    for (int i = 0; i < n; i++) exact[i] = put(dtype, x, i, uniform(low, high));
+}
+
+static double half_value(uint16_t h, int fraction_bits, int bias) {
+    const int exponent = (h & 0x7fff) >> fraction_bits, top = (1 << (15 - fraction_bits)) - 1;
+    const double fraction = (double)(h & ((1 << fraction_bits) - 1)) / (1 << fraction_bits);
+    const double sign = h >> 15 ? -1.0 : 1.0;
+    if (exponent == top) return fraction == 0 ? sign * INFINITY : NAN;
+    return sign * ldexp(exponent ? 1 + fraction : fraction, (exponent ? exponent : 1) - bias);
+}
+
+static void test_halves(void) {
+    for (int h = 0; h < 65536; h++) {
+        const uint16_t bits = (uint16_t)h;
+        const double f16 = half_value(bits, 10, 15), bf16 = half_value(bits, 7, 127);
+        expect_close(absgd_f16_load(bits), f16, 0, "float16");
+        expect_close(absgd_bf16_load(bits), bf16, 0, "bfloat16");
+        if (!isnan(f16)) expect_close(absgd_f16_store((float)f16), bits, 0, "to float16");
+        if (!isnan(bf16)) expect_close(absgd_bf16_store((float)bf16), bits, 0, "to bfloat16");
+        const double next = half_value(bits + 1, 10, 15); /* half-way: to the even one */
+        if (isfinite(f16) && isfinite(next) && h != 0x7fff && h != 0xffff) {
+            const uint16_t even = (uint16_t)(bits & 1 ? bits + 1 : bits);
+            expect_close(absgd_f16_store((float)((f16 + next) / 2)), even, 0, "a tie in float16");
+        }
+    }
+}
+
+/* ---- weights ---- */
+
+static void test_weigh(absgd_dtype dtype, double lam, int masked, int weighted, int guarded) {
+    double losses[N], w[N], stored[N], stored_w[N], p[N], c[N];
+    uint8_t mask[N];
+    const absgd_dtype real = arithmetic(dtype);
+    absgd_rule rule = ABSGD_RULE_INIT;
+    rule.gamma = 0.7;
+    if (guarded) rule.keep_loss = rule.bounded = 1, rule.max_weight = 1.5;
+    double log_s = NAN, log_s_lam = lam, s = NAN;
+    absgd_report reports[2] = ABSGD_REPORTS_INIT;
+    for (int batch = 0; batch < 3; batch++) {
+        fill(dtype, stored, losses, N, 0, 3);
+        fill(real, stored_w, w, N, 0, 2);
+        double count = 0, sum_w = 0, mean = 0, loss = 0, weighted_loss = 0;
+        for (int i = 0; i < N; i++) {
+            mask[i] = !masked || i % 3 != 0;
+            if (!weighted) w[i] = 1;
+            if (!mask[i]) w[i] = 0;
+            count += mask[i];
+            sum_w += w[i];
+            mean += w[i] * exp(losses[i] / lam);
+        }
+        mean /= sum_w;
+        s = isnan(s) ? mean : 0.3 * s + 0.7 * mean;
+        if (guarded) s = fmin(s, mean / 0.7);
+        for (int i = 0; i < N; i++) {
+            loss += w[i] * losses[i];
+            weighted_loss += w[i] * losses[i] * exp(losses[i] / lam) / s;
+        }
+        const double kappa = guarded ? fmin(1, loss / weighted_loss) : 1;
+        expect_ok(absgd_weigh(dtype, stored, masked ? mask : NULL, weighted ? stored_w : NULL, N,
+                              &lam, &rule, &log_s, &log_s_lam, reports, p, c),
+                  "absgd_weigh");
+        if (isinf(lam)) {
+            s = 1;
+            expect_close(log_s, NAN, 0, "log_s at infinity");
+        } else {
+            expect_close(log_s, log(s), 1e-12, "log_s");
+        }
+        expect_close(reports[0].mean_loss, loss / count, 1e-12, "mean_loss");
+        for (int i = 0; i < N; i++) {
+            double expected = w[i] > 0 ? (isinf(lam) ? 1 : kappa * exp(losses[i] / lam) / s) : 0;
+            if (guarded && !isinf(lam)) expected = fmin(expected, 1.5);
+            expect_close(get(real, p, i), expected, DIGITS[real], "weight");
+            expect_close(get(real, c, i), expected * w[i] / count, DIGITS[real], "coefficient");
+        }
+    }
+}
+
+static void test_lam_search(absgd_dtype dtype, int kind, double sign) {
+    double losses[N], stored[N], lam = INFINITY;
+    fill(dtype, stored, losses, N, 0, 3);
+    absgd_lam_rule rule = ABSGD_LAM_RULE_INIT;
+    rule.kind = kind;
+    rule.target = kind == ABSGD_LAM_KL_RADIUS ? 0.3 : 0.6;
+    rule.sign = sign;
+    absgd_lam_search search;
+    memset(&search, 0, sizeof search);
+    for (int round = 0; round < ABSGD_LAM_ROUNDS; round++) {
+        absgd_lam_row row;
+        expect_ok(absgd_lam_sums(dtype, stored, NULL, NULL, N, &rule, &search, &row), "lam_sums");
+        expect_ok(absgd_lam_round(&rule, &row, 1, &search), "lam_round");
+    }
+    expect_ok(absgd_lam_update(&rule, &search, &lam), "lam_update");
+    double sum = 0, sum_sq = 0, kl = 0;
+    for (int i = 0; i < N; i++) sum += exp(losses[i] / lam), sum_sq += exp(2 * losses[i] / lam);
+    for (int i = 0; i < N; i++) {
+        const double q = exp(losses[i] / lam) / sum;
+        kl += q * log(q * N);
+    }
+    const double met = kind == ABSGD_LAM_KL_RADIUS ? kl : sum * sum / (N * sum_sq);
+    expect_close(met, rule.target, 1e-9, "what the rule for lambda asks for");
+    if (lam * sign <= 0) expect_close(lam, sign, 0, "the sign of lambda");
+}
+
+/* ---- the step ---- */
+
+static void test_step(absgd_dtype dtype, int flags) {
+    double w[N], g[N], v[N], stored_w[N], stored_g[N], stored_v[N];
+    fill(dtype, stored_w, w, N, -1, 1);
+    fill(dtype, stored_g, g, N, -1, 1);
+    fill(dtype, stored_v, v, N, -1, 1);
+    absgd_sgd_options o = ABSGD_SGD_OPTIONS_INIT;
+    o.lr = 0.125;
+    o.weight_decay = 0.25;
+    o.grad_scale = 4;
+    o.maximize = flags & 1;
+    o.momentum = flags & 2 ? 0.5 : 0;
+    o.polyak = !!(flags & 4);
+    o.nesterov = flags & 2 && flags & 8 && !o.polyak;
+    o.dampening = flags & 16 && !o.nesterov && !o.polyak ? 0.5 : 0;
+    const int fresh = !!(flags & 32);
+    const absgd_tensor tensor = {stored_w, stored_g, stored_v, N, fresh};
+    expect_ok(absgd_sgd_step(dtype, &tensor, 1, &o, 0, N), "absgd_sgd_step");
+    for (int i = 0; i < N; i++) {
+        const double d = g[i] / 4 * (o.maximize ? -1 : 1) + 0.25 * w[i];
+        double velocity = v[i], next = w[i] - o.lr * d;
+        if (o.momentum != 0 && o.polyak) {
+            velocity = (fresh ? 0 : 0.5 * v[i]) - o.lr * d;
+            next = w[i] + velocity;
+        } else if (o.momentum != 0) {
+            velocity = fresh ? d : 0.5 * v[i] + (1 - o.dampening) * d;
+            next = w[i] - o.lr * (o.nesterov ? d + 0.5 * velocity : velocity);
+        }
+        expect_close(get(dtype, stored_w, i), next, DIGITS[dtype], "parameter");
+        expect_close(get(dtype, stored_v, i), velocity, DIGITS[dtype], "momentum");
+    }
+}
+
+/* ---- losses ---- */
+
+enum { SAMPLES = 6, CLASSES = 5, LOGITS = SAMPLES * CLASSES };
+
+/* A loss of logits x in double, and the same by the library for what x rounds to. */
+typedef double (*loss_of_sample)(const void *spec, const double *x, int sample);
+
+/* Gradients with respect to logit j of sample i, by central differences. */
+static double difference(loss_of_sample loss, const void *spec, const double *x, int i, int j) {
+    double moved[LOGITS];
+    memcpy(moved, x, sizeof moved);
+    const double h = 1e-5;
+    moved[i * CLASSES + j] = x[i * CLASSES + j] + h;
+    const double up = loss(spec, moved, i);
+    moved[i * CLASSES + j] = x[i * CLASSES + j] - h;
+    return (up - loss(spec, moved, i)) / (2 * h);
+}
+
+static double class_weight[CLASSES], margin[CLASSES], offset[CLASSES], targets[LOGITS];
+static int64_t labels[SAMPLES] = {0, 4, 2, -100, 1, 3};
+static int is_soft, has_margin;
+
+static double softmax_reference(const void *spec, const double *x, int i) {
+    const absgd_softmax_loss *s = spec;
+    const int y = is_soft ? -1 : (int)labels[i];
+    if (!is_soft && y < 0) return 0;
+    double sum = 0, z[CLASSES], loss = 0;
+    for (int c = 0; c < CLASSES; c++) {
+        z[c] = s->scale * (x[i * CLASSES + c] - (has_margin && c == y ? margin[c] : 0)) + offset[c];
+        sum += exp(z[c]);
+    }
+    for (int c = 0; c < CLASSES; c++) {
+        const double p = exp(z[c]) / sum, spread = s->label_smoothing / CLASSES;
+        const double q = is_soft  ? targets[i * CLASSES + c]
+                         : c == y ? pow(1 - p, s->focal_gamma)
+                                  : 0;
+        loss -= class_weight[c] * ((1 - s->label_smoothing) * q + spread) * log(p);
+    }
+    return loss;
+}
+
+static void test_softmax(absgd_dtype dtype, int soft, double gamma, double smoothing,
+                         double scale) {
+    double x[LOGITS], stored[LOGITS], real_weight[CLASSES], real_margin[CLASSES];
+    double real_offset[CLASSES], real_target[LOGITS], loss[SAMPLES], grad[LOGITS];
+    double saved[ABSGD_LOSS_SAVED * SAMPLES], upstream[SAMPLES], exact[SAMPLES];
+    const absgd_dtype real = arithmetic(dtype);
+    is_soft = soft;
+    has_margin = !soft;
+    fill(dtype, stored, x, LOGITS, -2, 2);
+    fill(real, real_weight, class_weight, CLASSES, 0.5, 2);
+    fill(real, real_margin, margin, CLASSES, 0, 0.5);
+    fill(real, real_offset, offset, CLASSES, -1, 1);
+    fill(real, real_target, targets, LOGITS, 0, 0.4);
+    fill(real, upstream, exact, SAMPLES, 0.5, 1);
+    const absgd_softmax_loss spec = {
+        SAMPLES,     CLASSES, 1,     real_weight, soft ? NULL : real_margin,
+        real_offset, scale,   gamma, smoothing,   -100};
+    const int64_t *y = soft ? NULL : labels;
+    const void *q = soft ? real_target : NULL;
+    expect_ok(absgd_softmax_loss_forward(dtype, &spec, stored, y, q, loss, saved, 0, SAMPLES),
+              "absgd_softmax_loss_forward");
+    expect_ok(
+        absgd_softmax_loss_backward(dtype, &spec, stored, y, q, saved, upstream, grad, 0, SAMPLES),
+        "absgd_softmax_loss_backward");
+    for (int i = 0; i < SAMPLES; i++) {
+        expect_close(get(real, loss, i), softmax_reference(&spec, x, i), 3 * DIGITS[real],
+                     "softmax loss");
+        for (int c = 0; c < CLASSES; c++) {
+            expect_close(get(dtype, grad, i * CLASSES + c),
+                         exact[i] * difference(softmax_reference, &spec, x, i, c),
+                         fmax(1e-7, 10 * DIGITS[dtype]), "softmax gradient");
+        }
+    }
+}
+
+static double sigmoid_reference(const void *spec, const double *x, int i) {
+    const absgd_sigmoid_loss *s = spec;
+    double loss = 0, known = 0;
+    for (int c = 0; c < CLASSES; c++) {
+        const double t = targets[i * CLASSES + c], e = s->label_smoothing;
+        if (t == s->ignore_index) continue;
+        const double q = (1 - e) * t + e / 2, p = 1 / (1 + exp(-x[i * CLASSES + c]));
+        const double off = q * (1 - p) + (1 - q) * p;
+        const double alpha = s->alpha < 0 ? 1 : s->alpha * q + (1 - s->alpha) * (1 - q);
+        loss -= class_weight[c] * alpha * pow(off, s->focal_gamma) *
+                (margin[c] * q * log(p) + (1 - q) * log(1 - p));
+        known += 1;
+    }
+    return known > 0 ? loss / known : 0;
+}
+
+static void test_sigmoid(absgd_dtype dtype, double alpha, double gamma, double smoothing) {
+    double x[LOGITS], stored[LOGITS], real_weight[CLASSES], real_pos[CLASSES], real_target[LOGITS];
+    double loss[SAMPLES], grad[LOGITS], known[SAMPLES], upstream[SAMPLES], exact[SAMPLES];
+    const absgd_dtype real = arithmetic(dtype);
+    fill(dtype, stored, x, LOGITS, -2, 2);
+    fill(real, real_weight, class_weight, CLASSES, 0.5, 2);
+    fill(real, real_pos, margin, CLASSES, 0.5, 3); /* pos_weight */
+    fill(real, real_target, targets, LOGITS, 0, 1);
+    for (int i = 0; i < LOGITS; i += 7) targets[i] = put(real, real_target, i, -1);
+    fill(real, upstream, exact, SAMPLES, 0.5, 1);
+    const absgd_sigmoid_loss spec = {SAMPLES,   CLASSES, 1,     real_weight, real_pos,
+                                     smoothing, alpha,   gamma, -1,          1};
+    expect_ok(
+        absgd_sigmoid_loss_forward(dtype, &spec, stored, real_target, loss, known, 0, SAMPLES),
+        "absgd_sigmoid_loss_forward");
+    expect_ok(absgd_sigmoid_loss_backward(dtype, &spec, stored, real_target, known, upstream, grad,
+                                          0, SAMPLES),
+              "absgd_sigmoid_loss_backward");
+    for (int i = 0; i < SAMPLES; i++) {
+        expect_close(get(real, loss, i), sigmoid_reference(&spec, x, i), 3 * DIGITS[real],
+                     "sigmoid loss");
+        for (int c = 0; c < CLASSES; c++) {
+            expect_close(get(dtype, grad, i * CLASSES + c),
+                         exact[i] * difference(sigmoid_reference, &spec, x, i, c),
+                         fmax(1e-7, 10 * DIGITS[dtype]), "sigmoid gradient");
+        }
+    }
+}
+
+int main(void) {
+    test_halves();
+    for (int d = 0; d < DTYPES; d++) {
+        const absgd_dtype dtype = (absgd_dtype)d;
+        for (int flags = 0; flags < 8; flags++) {
+            test_weigh(dtype, 0.5, flags & 1, flags & 2, flags & 4);
+            test_weigh(dtype, -0.5, flags & 1, flags & 2, flags & 4);
+            test_weigh(dtype, INFINITY, flags & 1, flags & 2, flags & 4);
+        }
+        for (int kind = 1; kind <= 2; kind++) {
+            test_lam_search(dtype, kind, 1);
+            test_lam_search(dtype, kind, -1);
+        }
+        for (int flags = 0; flags < 64; flags++) test_step(dtype, flags);
+        test_softmax(dtype, 0, 0, 0, 1);
+        test_softmax(dtype, 0, 0, 0.1, 3);
+        test_softmax(dtype, 0, 2, 0, 1);
+        test_softmax(dtype, 0, 0.7, 0, 1);
+        test_softmax(dtype, 1, 0, 0.1, 1);
+        test_sigmoid(dtype, -1, 0, 0);
+        test_sigmoid(dtype, 0.25, 2, 0.1);
+        test_sigmoid(dtype, 0.25, 0.7, 0);
+    }
+    printf("%zu-bit pointers, %s-endian: %s\n", 8 * sizeof(void *),
+           *(const char *)&(const int){1} ? "little" : "big", failures ? "FAILED" : "passed");
+    return failures != 0;
+}
