@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from . import _ops  # noqa: F401  (loads the operators)
+from ._ops import register_fake
 
 MOMENTUM_KEYS = {"torch": "momentum_buffer", "polyak": "displacement_buffer"}
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
@@ -320,7 +320,7 @@ def _float64_on(value: Tensor, device: torch.device) -> Tensor:
 # ---- the operator's fake kernel, and tensors that it refuses
 
 
-@torch.library.register_fake("absgd::sgd_step_")  # type: ignore[untyped-decorator]
+@register_fake("absgd::sgd_step_")
 def _(
     params: Sequence[Tensor],
     grads: Sequence[Tensor],
@@ -363,12 +363,12 @@ def _(
             )
 
 
-@torch.library.register_fake("absgd::sgd_record")  # type: ignore[untyped-decorator]
+@register_fake("absgd::sgd_record")
 def _(params: Sequence[Tensor], momenta: Sequence[Tensor]) -> int:
     raise RuntimeError("absgd::sgd_record: tensors without memory cannot be recorded")
 
 
-@torch.library.register_fake("absgd::sgd_step_recorded")  # type: ignore[untyped-decorator]
+@register_fake("absgd::sgd_step_recorded")
 def _(record: int, grads: Sequence[Tensor], *_: object) -> None:
     raise RuntimeError("absgd::sgd_step_recorded: a record cannot be traced: use sgd_step_")
 
