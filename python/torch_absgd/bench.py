@@ -14,6 +14,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -25,7 +26,7 @@ from .losses import PerSampleCrossEntropy
 from .optimizer import ABSGD
 
 LAM = 5.0
-HYPER = {"lr": 1e-3, "momentum": 0.9, "weight_decay": 5e-4}
+HYPER: dict[str, Any] = {"lr": 1e-3, "momentum": 0.9, "weight_decay": 5e-4}
 TURN = 5e-3  # seconds of calls
 FEWEST_TURNS = 5
 Calls = dict[str, Callable[[], object]]  # ours first
