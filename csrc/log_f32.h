@@ -20,8 +20,19 @@ ABSGD_INLINE float absgd_twice_artanh_f32(float s) {
     return ABSGD_FMA(2.0f * s * z, sum, 2.0f * s);
 }
 
-/* log(1 + x) in float for x in [0, 1], to 2 ulp; NaN for NaN. */
-ABSGD_INLINE float absgd_log1p_unit_f32(float x) { return absgd_twice_artanh_f32(x / (2.0f + x)); }
+/* log(1 + x) in float for x in [0, 1], to 2 ulp; NaN for NaN. x + x²·q(x), q fitted for the least
+ * relative error (3.3e-8): no division. */
+ABSGD_INLINE float absgd_log1p_unit_f32(float x) {
+    float q = 0x1.5f96e8p-8f;
+    q = ABSGD_FMA(q, x, -0x1.ec9928p-6f);
+    q = ABSGD_FMA(q, x, 0x1.446c02p-4f);
+    q = ABSGD_FMA(q, x, -0x1.19ad8cp-3f);
+    q = ABSGD_FMA(q, x, 0x1.884452p-3f);
+    q = ABSGD_FMA(q, x, -0x1.fd1320p-3f);
+    q = ABSGD_FMA(q, x, 0x1.5535dap-2f);
+    q = ABSGD_FMA(q, x, -0x1.ffff14p-2f);
+    return ABSGD_FMA(x * x, q, x);
+}
 
 /* log(x) in float for normal x > 0, to 2 ulp or 1e-7; about −88 at 0, NaN for NaN.
  * x = 2^k·f with f in [√½, √2), and log f = 2·artanh((f−1)/(f+1)). */

@@ -1,15 +1,16 @@
 /* One element's sigmoid loss and its slope in the logit. The CPU and the CUDA kernels share it:
  * compiled by gcc and nvcc.
  *
- * With q the (smoothed) target, n = 1 − q, P = σ(x), e = exp(−|x|), and "agreeing" that one of q
- * and n on whose side the logit is:
+ * With q the (smoothed) target, n = 1 − q, P = σ(x), e = exp(−|x|), "agreeing" that one of q and n
+ * on whose side the logit is, and a and b the agreeing and the other one of pos_weight·q and n:
  *
- *   −log P = log(1+e) + max(−x, 0),   −log(1−P) = log(1+e) + max(x, 0)
- *   u = 1 − P_t = q(1−P) + nP = (agreeing·e + disagreeing)/(1+e)
+ *   D = −pos_weight·q·log P − n·log(1−P) = (a + b)·log(1+e) + b·|x|
+ *   ∂D/∂x = sign(x)·(b − a·e)/(1+e)
+ *   u = 1 − P_t = q(1−P) + nP = (agreeing·e + disagreeing)/(1+e),  ∂u/∂x = (n − q)·e/(1+e)²
  *
- * are sums of terms ≥ 0, so that nothing cancels, however far out the logit is. The loss is
+ * D and u are sums of terms ≥ 0, so that nothing cancels, however far out the logit is. The loss is
  *
- *   L = weight·(α₁q + α₀n)·u^γ·D,   D = pos_weight·q·(−log P) + n·(−log(1−P))
+ *   L = weight·(α₁q + α₀n)·u^γ·D
  *   ∂L/∂x = weight·(α₁q + α₀n)·u^γ·(∂D/∂x + γ·(∂u/∂x)/u·D),   |∂u/∂x| ≤ u
  *
  * and where e underflows to 0 in u, log u = −|x| − log(1+e) still holds it. */
@@ -37,10 +38,9 @@ enum absgd_focus { ABSGD_NO_FOCUS, ABSGD_FOCUS_SQUARED, ABSGD_FOCUS }; /* γ = 0
                                      T alpha_0, T gamma) {                                         \
         T far = x < 0 ? -x : x;                                                                    \
         T e = EXP(-far), log_1_e = LOG1P(e), near_1 = 1 / (1 + e), near_0 = e * near_1;            \
-        T p_1 = x < 0 ? near_0 : near_1, p_0 = x < 0 ? near_1 : near_0; /* P and 1 − P */          \
-        T nll_1 = log_1_e + (x < 0 ? far : 0), nll_0 = log_1_e + (x < 0 ? 0 : far);                \
-        T d = pos_weight * q * nll_1 + n * nll_0;                                                  \
-        T d_slope = n * p_1 - pos_weight * q * p_0;                                                \
+        T q_1 = pos_weight * q, a = x < 0 ? n : q_1, b = x < 0 ? q_1 : n;                          \
+        T d = (a + b) * log_1_e + b * far;                                                         \
+        T up = (b - a * e) * near_1, d_slope = x < 0 ? -up : up;                                   \
         result r;                                                                                  \
         if (focus == ABSGD_NO_FOCUS) {                                                             \
             r.loss = weight * d;                                                                   \
@@ -49,13 +49,18 @@ enum absgd_focus { ABSGD_NO_FOCUS, ABSGD_FOCUS_SQUARED, ABSGD_FOCUS }; /* γ = 0
         }                                                                                          \
         T agreeing = x < 0 ? n : q, disagreeing = x < 0 ? q : n;                                   \
         T above = agreeing * e + disagreeing; /* u·(1+e) */                                        \
-        T u = above * near_1;                                                                      \
+        T factor = weight * (alpha_1 * q + alpha_0 * n);                                           \
+        if (focus == ABSGD_FOCUS_SQUARED) {                                                        \
+            T u = above * near_1, u_slope = (n - q) * near_0 * near_1;                             \
+            r.loss = factor * u * u * d;                                                           \
+            r.slope = factor * u * (u * d_slope + 2 * u_slope * d);                                \
+            return r;                                                                              \
+        }                                                                                          \
         T log_above = disagreeing == 0 ? -far : LOG(above);                                        \
-        T power = focus == ABSGD_FOCUS_SQUARED ? u * u : EXP(gamma * (log_above - log_1_e));       \
+        T power = EXP(gamma * (log_above - log_1_e));                                              \
         T u_slope = (n - q) * (disagreeing == 0 ? near_1 : near_0 / above); /* over u */           \
-        T factor = weight * (alpha_1 * q + alpha_0 * n) * power;                                   \
-        r.loss = factor * d;                                                                       \
-        r.slope = factor * (d_slope + gamma * u_slope * d);                                        \
+        r.loss = factor * power * d;                                                               \
+        r.slope = factor * power * (d_slope + gamma * u_slope * d);                                \
         return r;                                                                                  \
     }
 

@@ -36,8 +36,9 @@ ABSGD_INLINE void REAL(of_elements)(const absgd_sigmoid_loss *spec, const real *
     }
 }
 
-/* Losses and slopes of n ≤ TILE elements from index `at` on, 0 where the target is ignored; how
- * many are not. weight and pos_weight hold 1 where there are none. */
+/* Losses or slopes, or both, of n ≤ TILE elements from index `at` on, 0 where the target is
+ * ignored; how many are not. What is NULL, a constant in each call, is not computed. weight and
+ * pos_weight hold 1 where there are none. */
 ABSGD_INLINE int REAL(tile)(absgd_dtype dtype, enum absgd_focus focus, const loss_call *call,
                             int64_t at, int64_t n, real *restrict weight, real *restrict pos_weight,
                             real *restrict loss, real *restrict slope) {
@@ -59,8 +60,8 @@ ABSGD_INLINE int REAL(tile)(absgd_dtype dtype, enum absgd_focus focus, const los
         r = REAL(element)(focus, REAL(load)(dtype, call->logits, at + i), q, rest, weight[i],
                           pos_weight[i], alpha_1, alpha_0, gamma);
         const int counts = target[i] != ignored;
-        loss[i] = counts ? r.loss : 0;
-        slope[i] = counts ? r.slope : 0;
+        if (loss) loss[i] = counts ? r.loss : 0;
+        if (slope) slope[i] = counts ? r.slope : 0;
         known += counts;
     }
     return known;
@@ -71,13 +72,13 @@ ABSGD_INLINE void REAL(forward)(absgd_dtype dtype, enum absgd_focus focus, const
     const absgd_sigmoid_loss *spec = &call->spec;
     const int64_t size = elements_of_sample(spec);
     real *losses = loss, *counts = known;
-    real weight[TILE], pos_weight[TILE], of_tile[TILE], slope[TILE];
+    real weight[TILE], pos_weight[TILE], of_tile[TILE];
     REAL(of_elements)(spec, NULL, 0, TILE, weight);
     REAL(of_elements)(spec, NULL, 0, TILE, pos_weight);
     if (!spec->per_sample) {
         for (int64_t i = begin; i < end; i += TILE) {
             const int64_t n = end - i < TILE ? end - i : TILE;
-            REAL(tile)(dtype, focus, call, i, n, weight, pos_weight, losses + i, slope);
+            REAL(tile)(dtype, focus, call, i, n, weight, pos_weight, losses + i, NULL);
         }
         return;
     }
@@ -88,7 +89,7 @@ ABSGD_INLINE void REAL(forward)(absgd_dtype dtype, enum absgd_focus focus, const
             const int64_t n = size - i < TILE ? size - i : TILE;
             real part = 0;
             count +=
-                REAL(tile)(dtype, focus, call, s * size + i, n, weight, pos_weight, of_tile, slope);
+                REAL(tile)(dtype, focus, call, s * size + i, n, weight, pos_weight, of_tile, NULL);
 #pragma omp simd reduction(+ : part)
             for (int64_t k = 0; k < n; k++) part += of_tile[k];
             sum += (double)part;
@@ -104,13 +105,13 @@ ABSGD_INLINE void REAL(backward)(absgd_dtype dtype, enum absgd_focus focus, cons
     const absgd_sigmoid_loss *spec = &call->spec;
     const int64_t size = elements_of_sample(spec);
     const real *counts = known, *upstream = grad_loss;
-    real weight[TILE], pos_weight[TILE], loss[TILE], slope[TILE];
+    real weight[TILE], pos_weight[TILE], slope[TILE];
     REAL(of_elements)(spec, NULL, 0, TILE, weight);
     REAL(of_elements)(spec, NULL, 0, TILE, pos_weight);
     if (!spec->per_sample) {
         for (int64_t i = begin; i < end; i += TILE) {
             const int64_t n = end - i < TILE ? end - i : TILE;
-            REAL(tile)(dtype, focus, call, i, n, weight, pos_weight, loss, slope);
+            REAL(tile)(dtype, focus, call, i, n, weight, pos_weight, NULL, slope);
             ABSGD_SIMD
             for (int64_t k = 0; k < n; k++) {
                 const real g = slope[k] == 0 ? 0 : slope[k] * upstream[i + k];
@@ -123,7 +124,7 @@ ABSGD_INLINE void REAL(backward)(absgd_dtype dtype, enum absgd_focus focus, cons
         const real factor = counts[s] == 0 ? 0 : upstream[s] / counts[s];
         for (int64_t i = 0; i < size; i += TILE) {
             const int64_t n = size - i < TILE ? size - i : TILE, at = s * size + i;
-            REAL(tile)(dtype, focus, call, at, n, weight, pos_weight, loss, slope);
+            REAL(tile)(dtype, focus, call, at, n, weight, pos_weight, NULL, slope);
             ABSGD_SIMD
             for (int64_t k = 0; k < n; k++) {
                 REAL(store)(dtype, grad_logits, at + k, slope[k] == 0 ? 0 : slope[k] * factor);

@@ -31,8 +31,9 @@ def run(*options: str | Path) -> subprocess.CompletedProcess[str]:
 
 def test_rows_end_to_end(tmp_path: Path) -> None:
     only = ("--only", "step/1 Mi parameters in 10 ", "loss/LDAM 128×10", "weigh", "search/B = 64")
+    only += ("sigmoid/BCE per sample 128×20", "sigmoid/sigmoid focal per element 128×20")
     listed = run("--list", *only).stdout.splitlines()
-    assert len(listed) == 9
+    assert len(listed) == 13
     file = tmp_path / "results.json"
     done = run("--quick", "--threads", "1", "--json", file, "--build", tmp_path / "b", *only)
     assert done.returncode == 0, done.stderr
@@ -49,6 +50,17 @@ def test_rows_end_to_end(tmp_path: Path) -> None:
         medians = {name: c["median"] for name, c in row["contenders"].items()}
         assert row["ratio"] == pytest.approx(medians[row["best_peer"]] / medians["ours"])
         assert medians[row["best_peer"]] == min(medians[name] for name in row["peers"])
+
+
+def test_a_last_layer_without_its_logits(tmp_path: Path) -> None:
+    for kind in ("chunked", "eager"):
+        command = [sys.executable, BENCH / "bench_linear_loss.py", kind, "64", "500", "16", "1"]
+        done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
+        if "needs torch.nn.LinearCrossEntropyOptions" in done.stderr:
+            pytest.skip("this torch has no chunked linear cross-entropy")
+        assert done.returncode == 0, done.stderr
+        measured_ = json.loads(done.stdout)
+        assert measured_["time"] > 0 and measured_["memory"] >= 0
 
 
 def test_without_avx512(tmp_path: Path) -> None:

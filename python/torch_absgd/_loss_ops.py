@@ -12,7 +12,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import _ops  # noqa: F401  loads the operators
 from ._differentiable import (
     DifferentiatedOnce as DifferentiatedOnce,
 )
@@ -28,6 +27,7 @@ from ._differentiable import (
 from ._differentiable import (
     arithmetic_type as arithmetic_type,
 )
+from ._ops import register_fake
 
 SAVED = 3  # ABSGD_LOSS_SAVED
 
@@ -158,7 +158,7 @@ def _check(
     return shape, dtype
 
 
-@torch.library.register_fake("absgd::softmax_loss")  # type: ignore[untyped-decorator]
+@register_fake("absgd::softmax_loss")
 def _(
     logits: Tensor,
     target: Tensor,
@@ -176,7 +176,7 @@ def _(
     return loss, loss.new_empty((SAVED, loss.numel()))
 
 
-@torch.library.register_fake("absgd::softmax_loss_backward")  # type: ignore[untyped-decorator]
+@register_fake("absgd::softmax_loss_backward")
 def _(
     grad_loss: Tensor,
     logits: Tensor,

@@ -15,8 +15,6 @@ from torch import Tensor
 from ._cuda import load_cuda_operators
 
 Function = TypeVar("Function", bound=Callable[..., Any])
-# As torch has it, with its type.
-register_fake: Callable[[str], Callable[[Function], Function]] = torch.library.register_fake
 
 STATS_SIZE = 10  # doubles of absgd_stats
 REPORT_SIZE = 9  # of absgd_report
@@ -28,6 +26,17 @@ LAM_ROUNDS = 24  # ABSGD_LAM_ROUNDS
 
 torch.ops.load_library(str(Path(__file__).with_name("torch_absgd_cpu.so")))
 load_cuda_operators()
+
+
+def register_fake(name: str) -> Callable[[Function], Function]:
+    """torch's, called from one file: for the first call from each, torch searches all modules of
+    the process for it, which takes as long as loading the operators does."""
+
+    def register(kernel: Function) -> Function:
+        torch.library.register_fake(name, kernel)
+        return kernel
+
+    return register
 
 
 FLOATING = (torch.float32, torch.float64, torch.float16, torch.bfloat16)

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import _ops  # noqa: F401  loads the operators
 from ._differentiable import (
     TransformableGradient,
     arithmetic_type,
@@ -21,6 +20,7 @@ from ._differentiable import (
     refuse_mapped_options,
     require,
 )
+from ._ops import register_fake
 
 
 def sigmoid_loss(
@@ -85,7 +85,7 @@ def _check(
     return dtype
 
 
-@torch.library.register_fake("absgd::sigmoid_loss")  # type: ignore[untyped-decorator]
+@register_fake("absgd::sigmoid_loss")
 def _(
     logits: Tensor,
     target: Tensor,
@@ -104,7 +104,7 @@ def _(
     return loss, logits.new_empty(samples if per_sample else (0,), dtype=dtype)
 
 
-@torch.library.register_fake("absgd::sigmoid_loss_backward")  # type: ignore[untyped-decorator]
+@register_fake("absgd::sigmoid_loss_backward")
 def _(
     grad_loss: Tensor,
     logits: Tensor,

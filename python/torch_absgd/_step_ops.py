@@ -7,12 +7,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from . import _ops  # noqa: F401  (loads the operators)
+from ._ops import register_fake
 
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 
-@torch.library.register_fake("absgd::sgd_step_")  # type: ignore[untyped-decorator]
+@register_fake("absgd::sgd_step_")
 def _(
     params: Sequence[Tensor],
     grads: Sequence[Tensor],
@@ -55,12 +55,12 @@ def _(
             )
 
 
-@torch.library.register_fake("absgd::sgd_record")  # type: ignore[untyped-decorator]
+@register_fake("absgd::sgd_record")
 def _(params: Sequence[Tensor], momenta: Sequence[Tensor]) -> int:
     raise RuntimeError("absgd::sgd_record: tensors without memory cannot be recorded")
 
 
-@torch.library.register_fake("absgd::sgd_step_recorded")  # type: ignore[untyped-decorator]
+@register_fake("absgd::sgd_step_recorded")
 def _(record: int, grads: Sequence[Tensor], *_: object) -> None:
     raise RuntimeError("absgd::sgd_step_recorded: a record cannot be traced: use sgd_step_")
 

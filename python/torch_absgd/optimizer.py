@@ -267,7 +267,10 @@ class ABSGD(SharedGroups):
         super().zero_grad()
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        super().zero_grad(set_to_none)
+        if torch.compiler.is_compiling():  # which does not trace torch's own
+            _zero_grad(self.param_groups, set_to_none)
+        else:
+            super().zero_grad(set_to_none)
         self.weigher.on_zero_grad()
 
     def join_hook(self, **_: Any) -> NoReturn:
@@ -335,3 +338,11 @@ class ABSGD(SharedGroups):
 
     def _from_scaler(self) -> tuple[Tensor | None, Tensor | None]:
         return getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
+
+
+def _zero_grad(groups: list[dict[str, Any]], set_to_none: bool) -> None:
+    for p in (p for group in groups for p in group["params"]):
+        if set_to_none:
+            p.grad = None
+        elif p.grad is not None:
+            p.grad.detach_().zero_()

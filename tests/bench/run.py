@@ -22,8 +22,10 @@ if "--avx2" in sys.argv:  # both are read when torch and torch_absgd are importe
     os.environ.update(ABSGD_CPU_LEVEL="3", ATEN_CPU_CAPABILITY="avx2")
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
+import bench_linear_loss
 import bench_loss
 import bench_scaling
+import bench_sigmoid_loss
 import bench_step
 import bench_training
 import bench_weigh
@@ -34,7 +36,15 @@ import torch._inductor.config
 from contest import Case, Settings, measured
 from tqdm import tqdm
 
-MODULES = (bench_step, bench_loss, bench_weigh, bench_training, bench_scaling)
+MODULES = (
+    bench_step,
+    bench_loss,
+    bench_sigmoid_loss,
+    bench_linear_loss,
+    bench_weigh,
+    bench_training,
+    bench_scaling,
+)
 
 
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:

@@ -10,6 +10,8 @@ HEADINGS = {
     "step": "`opt.step()`, the whole call",
     "loss": "Per-sample loss and weights, forward and backward",
     "mean": "Weighed cross-entropy against torch's plain mean, forward and backward",
+    "sigmoid": "Multi-label losses and weights, forward and backward",
+    "linear": "Last layer, cross-entropy and weights, forward and backward",
     "weigh": "`opt.weigh(losses)`, forward",
     "search": "The same with λ found for each batch; the peer does not search",
     "threads": "Two threads against one",
