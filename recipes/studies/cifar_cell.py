@@ -55,8 +55,8 @@ RANKED = [
     ("SGD", 0.01), ("size 0.8, kept", 0.01), ("SGD", 0.1), ("size 0.8, kept", 0.1),
     ("λ = 1", 0.01), ("size 0.5, kept", 0.1), ("CB, SGD", 0.1),
     ("CB outside, size 0.8, kept", 0.1), ("CB inside, λ = 5", 0.01), ("CB, SGD", 0.01),
-    ("size 0.5", 0.01), ("λ = 5", 0.01), ("λ = 0.3, kept", 0.1), ("CB outside, size 0.5, kept", 0.1),
-    ("CB inside, λ = 5", 0.1), ("cRT", 0.1),
+    ("size 0.5", 0.01), ("λ = 5", 0.01), ("λ = 0.3, kept", 0.1),
+    ("CB outside, size 0.5, kept", 0.1), ("CB inside, λ = 5", 0.1), ("cRT", 0.1),
 ]  # fmt: skip
 ORDERED_ANEW = [("SGD", 0.1), ("size 0.8, kept", 0.1), ("SGD", 0.01), ("λ = 1", 0.01)]
 # (method, lr factor, seed of stage one, draw of stage two's order): the first forty of PLAN.md.

@@ -184,25 +184,74 @@ def imdb(judged_on: str) -> Task:
     return Task("IMDB words, ρ = 10", train, held, long_tail(train, 10, 2000)[::-1], 0, 15)
 
 
-def cifar_features(judged_on: str) -> Task:
+@cache
+def cifar_made(seed: int) -> dict[str, Tensor]:
+    """From a file that `cifar_features.py` makes."""
+    return torch.load(DATA / f"cifar10_features_seed{seed}.pt", weights_only=True)
+
+
+def some_of_each(y: Tensor, among: Tensor, each: int) -> Tensor:
+    """Indices of ``each`` samples of every class among those that ``among`` marks."""
+    order = torch.randperm(len(y), generator=torch.Generator().manual_seed(0))
+    order = order[among[order]]
+    return torch.cat([order[y[order] == c][:each] for c in range(10)])
+
+
+def cifar_part(made: dict[str, Tensor], prefix: str, index: Tensor) -> Part:
+    y = made[f"{prefix}y"][index]
+    return Part(made[f"{prefix}x"][index].float(), y, y)
+
+
+def cifar_features(judged_on: str, seed: int = 0) -> Task:
     """Features of a ResNet-32 trained for 160 epochs on CIFAR-10-LT, ρ = 100; a linear model.
 
-    From a file that `cifar_features.py` makes. Judged on images that the subset left out, or the
-    test set.
+    Judged on images that the subset left out, 500 a class and none of class 0, or the test set.
     """
-    made = torch.load(DATA / "cifar10_features.pt", weights_only=True)
-    train = Part(made["x"].float(), made["y"], made["y"])
-    held = Part(made[f"{judged_on}_x"].float(), made[f"{judged_on}_y"], made[f"{judged_on}_y"])
+    made = cifar_made(seed)
+    is_left_out = torch.ones(len(made["y"]), dtype=torch.bool)
+    is_left_out[made["subset"]] = False
+    held = cifar_part(made, "test_", torch.arange(len(made["test_y"])))
+    if judged_on == "validation":
+        held = cifar_part(made, "", some_of_each(made["y"], is_left_out, 500))
+    train = cifar_part(made, "", made["subset"])
     counts = tuple(torch.bincount(train.y).tolist())
-    return Task("CIFAR-10-LT features, ρ = 100", train, held, counts, 0, 6, batch_size=128)
+    name = "CIFAR-10-LT features, ρ = 100" + f", network {seed}" * (seed > 0)
+    return Task(name, train, held, counts, 0, 12, batch_size=128)
 
 
-def cifar_hidden(judged_on: str) -> Task:
+def cifar_features_1(judged_on: str) -> Task:
+    return cifar_features(judged_on, seed=1)
+
+
+def cifar_hidden(judged_on: str, seed: int = 0) -> Task:
     """The same features: animal or vehicle, its ten classes hidden, a long tail over all ten."""
-    task = cifar_features(judged_on)
+    task = cifar_features(judged_on, seed)
     animal = torch.tensor([0, 0, 1, 1, 1, 1, 1, 1, 0, 0])
     train, held = (replace(p, y=animal[p.y]) for p in (task.train, task.held))
-    return replace(task, name="CIFAR-10-LT features, hidden groups", train=train, held=held)
+    name = task.name.replace("features, ρ = 100", "features, hidden groups")
+    return replace(task, name=name, train=train, held=held)
+
+
+def cifar_hidden_1(judged_on: str) -> Task:
+    return cifar_hidden(judged_on, seed=1)
+
+
+def cifar_noise(judged_on: str, noise: float = 0.2) -> Task:
+    """500 images a class of all that there are, a share of the labels drawn at random."""
+    made = cifar_made(0)
+    chosen = some_of_each(made["y"], torch.ones(len(made["y"]), dtype=torch.bool), 800)
+    held = cifar_part(made, "test_", torch.arange(len(made["test_y"])))
+    pool = cifar_part(made, "", chosen)
+    train, validation = split(pool, 0.375)
+    held = validation if judged_on == "validation" else held
+    return Task(
+        f"CIFAR-10 features, {noise:.0%} noise".replace("%", " %"), train, held, (500,) * 10, 0, 20,
+        noise=noise, has_class_weights=False,
+    )  # fmt: skip
+
+
+def cifar_noise_40(judged_on: str) -> Task:
+    return cifar_noise(judged_on, 0.4)
 
 
 @cache
@@ -241,7 +290,8 @@ TASKS: dict[str, Callable[[str], Task]] = {
     f.__name__: f
     for f in (
         digits_lt, digits_hidden, digits_noise, digits_balanced, breast_cancer, wine, synthetic,
-        imdb, cifar_features, cifar_hidden,
+        imdb, cifar_features, cifar_features_1, cifar_hidden, cifar_hidden_1, cifar_noise,
+        cifar_noise_40,
     )
 }  # fmt: skip
 UNTOUCHED = {f.__name__: f for f in (clothes_lt, clothes_hidden)}
