@@ -32,7 +32,12 @@ from data.order import seed_of
 from engine import checkpoint, loop
 
 STAGE_TWO, EPOCHS = 160, 172
-AS_STAGE_ONE = ["--amp", "bf16", "--channels-last", "--compile", "--device", "cpu"]
+FORM = [
+    "--channels-last",
+    "--compile",
+    "--device",
+    "cpu",
+]  # float32: bfloat16 is slow without AVX-512
 SGD = ["--optimizer", "sgd"]
 SNIPPET = ["--lam", "ess:0.8:rate=1", "--keep-loss"]
 CB = ["--class-balance", "drw"]
@@ -74,7 +79,7 @@ def name_of(method: str, factor: float, seed: int, draw: int) -> str:
 
 
 def words_of(method: str, factor: float, seed: int) -> list[str]:
-    words = ["--preset", "cifar10-lt-100-absgd-ce", *AS_STAGE_ONE, "--seed", str(seed),
+    words = ["--preset", "cifar10-lt-100-absgd-ce", *FORM, "--seed", str(seed),
              "--lr-factor", str(factor), *METHODS[method]]  # fmt: skip
     if method == "cRT":  # its layer begins anew: the lr is not lowered
         words[words.index("--lr-factor") + 1] = "1"
@@ -85,7 +90,7 @@ def stage_two(args: argparse.Namespace, run: tuple[str, float, int, int]) -> dic
     """Trains what is left of a run's stage two and judges it."""
     method, factor, seed, draw = run
     directory = args.work / name_of(*run)
-    start = args.stage_one / f"cifar10-lt-100-seed{seed}" / "checkpoint.pt"
+    start = in_float32(args.stage_one / f"cifar10-lt-100-seed{seed}", args.work)
     words = words_of(method, factor, seed)
     options = train.parse([*words, "--data-dir", str(args.data), "--stage-one", str(start),
                            "--stop-epoch", str(EPOCHS), "--output-dir", str(directory),
@@ -105,6 +110,17 @@ def stage_two(args: argparse.Namespace, run: tuple[str, float, int, int]) -> dic
         "class_counts": task.class_counts, "cpu_seconds": round(time.process_time() - began),
         "training_loss": [round(r["loss"], 4) for r in log if r["epoch"] >= STAGE_TWO], **made,
     }  # fmt: skip
+
+
+def in_float32(stage_one: Path, work: Path) -> Path:
+    """Its checkpoint as one that may go on in float32, with the records beside it."""
+    directory = work / "stage_one" / stage_one.name
+    directory.mkdir(parents=True, exist_ok=True)
+    state = checkpoint.load(stage_one / "checkpoint.pt")
+    state["config"]["amp"] = None
+    checkpoint.save(state, directory / "checkpoint.pt")
+    (directory / "log.jsonl").write_bytes((stage_one / "log.jsonl").read_bytes())
+    return directory / "checkpoint.pt"
 
 
 @cache
@@ -127,8 +143,7 @@ def features(network: nn.Module, images: Tensor) -> Tensor:
     made = []
     for batch in images.split(500):
         x = normalised(batch).contiguous(memory_format=torch.channels_last)
-        with torch.autocast("cpu", torch.bfloat16):
-            made.append(network.features(x).float())
+        made.append(network.features(x))
     return torch.cat(made)
 
 

@@ -27,7 +27,7 @@ from studies.trials import Way
 SELECTION_SEEDS, SEEDS = [100, 101], list(range(10))
 TAUS, POWERS = [0.25 * i for i in range(1, 9)], [0.25 * i for i in range(1, 9)]
 POST = {"SGD": "SGD", "ABSGD": "ABSGD"}  # families whose classifier is adjusted afterwards
-MACHINE = "2 shared cores of an AMD EPYC with AVX-512, one thread"
+MACHINE = "2 shared cores of an AMD EPYC (AVX2), one thread"
 
 Families = Callable[[Task], list[list[Way]]]
 STUDIES: dict[str, tuple[str, str, Families]] = {

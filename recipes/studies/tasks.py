@@ -190,16 +190,10 @@ def cifar_made(seed: int) -> dict[str, Tensor]:
     return torch.load(DATA / f"cifar10_features_seed{seed}.pt", weights_only=True)
 
 
-def some_of_each(y: Tensor, among: Tensor, each: int) -> Tensor:
-    """Indices of ``each`` samples of every class among those that ``among`` marks."""
-    order = torch.randperm(len(y), generator=torch.Generator().manual_seed(0))
-    order = order[among[order]]
-    return torch.cat([order[y[order] == c][:each] for c in range(10)])
-
-
-def cifar_part(made: dict[str, Tensor], prefix: str, index: Tensor) -> Part:
-    y = made[f"{prefix}y"][index]
-    return Part(made[f"{prefix}x"][index].float(), y, y)
+def cifar_part(seed: int, name: str) -> Part:
+    made = cifar_made(seed)
+    y = made[f"{name}_y"]
+    return Part(made[f"{name}_x"].float(), y, y)
 
 
 def cifar_features(judged_on: str, seed: int = 0) -> Task:
@@ -207,13 +201,7 @@ def cifar_features(judged_on: str, seed: int = 0) -> Task:
 
     Judged on images that the subset left out, 500 a class and none of class 0, or the test set.
     """
-    made = cifar_made(seed)
-    is_left_out = torch.ones(len(made["y"]), dtype=torch.bool)
-    is_left_out[made["subset"]] = False
-    held = cifar_part(made, "test_", torch.arange(len(made["test_y"])))
-    if judged_on == "validation":
-        held = cifar_part(made, "", some_of_each(made["y"], is_left_out, 500))
-    train = cifar_part(made, "", made["subset"])
+    train, held = cifar_part(seed, "train"), cifar_part(seed, judged_on)
     counts = tuple(torch.bincount(train.y).tolist())
     name = "CIFAR-10-LT features, ρ = 100" + f", network {seed}" * (seed > 0)
     return Task(name, train, held, counts, 0, 8, batch_size=128)
@@ -237,13 +225,9 @@ def cifar_hidden_1(judged_on: str) -> Task:
 
 
 def cifar_noise(judged_on: str, noise: float = 0.2) -> Task:
-    """500 images a class of all that there are, a share of the labels drawn at random."""
-    made = cifar_made(0)
-    chosen = some_of_each(made["y"], torch.ones(len(made["y"]), dtype=torch.bool), 800)
-    held = cifar_part(made, "test_", torch.arange(len(made["test_y"])))
-    pool = cifar_part(made, "", chosen)
-    train, validation = split(pool, 0.375)
-    held = validation if judged_on == "validation" else held
+    """500 images a class of all training images, a share of the labels drawn at random."""
+    train, validation = split(cifar_part(0, "some"), 0.375)
+    held = validation if judged_on == "validation" else cifar_part(0, "test")
     return Task(
         f"CIFAR-10 features, {noise:.0%} noise".replace("%", " %"), train, held, (500,) * 10, 0, 12,
         noise=noise, has_class_weights=False,
