@@ -59,11 +59,12 @@ def main() -> None:
         state = checkpoint.load(args.stage_one / f"cifar10-lt-100-seed{seed}" / "checkpoint.pt")
         model = models.build("resnet32", 10)
         model.load_state_dict(state["model"])
+        model = folded(model)
         made = {"weight": state["model"]["fc.weight"], "bias": state["model"]["fc.bias"]}
         for name, (x, y) in parts(train, test, args.data, seed).items():
             if name == "some" and seed > 0:
                 continue
-            made[f"{name}_x"], made[f"{name}_y"] = features(folded(model), x).half(), y
+            made[f"{name}_x"], made[f"{name}_y"] = features(model, x).half(), y
             logits = made[f"{name}_x"].float() @ made["weight"].T + made["bias"]
             print(f"seed {seed}, {name}: {(logits.argmax(1) == y).float().mean():.4f}", flush=True)
         torch.save(made, args.out / f"cifar10_features_seed{seed}.pt")
