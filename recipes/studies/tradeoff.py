@@ -1,6 +1,6 @@
 """Few-shot against many-shot accuracy as a method's one parameter moves: PLAN.md's part C.
 
-    cd recipes; ABSGD_DATA=… python -m studies.tradeoff
+    cd recipes; ABSGD_DATA=… python -m studies.tradeoff [--results …]
 
 A last layer on frozen features of both CIFAR-10-LT networks, with the learning rate and the weight
 decay that run_trials.py chose for SGD: ABSGD by size and by λ, and what can be done to SGD's layer
@@ -9,6 +9,7 @@ afterwards. Nothing is chosen here; every point is shown, on the test set.
 
 from __future__ import annotations
 
+import argparse
 import json
 import subprocess
 from pathlib import Path
@@ -36,8 +37,8 @@ def points(accuracy: Tensor) -> list[list[float]]:
     return [[round(100 * float(v), 2) for v in point] for point in three.mean(2).T]
 
 
-def curves(task_name: str) -> dict[str, Any]:
-    made = json.loads((RESULTS / "trials" / f"{task_name}.json").read_text())
+def curves(task_name: str, trials_made: Path) -> dict[str, Any]:
+    made = json.loads((trials_made / f"{task_name}.json").read_text())
     chosen = next(m["settings"] for m in made["methods"] if m["method"] == "SGD")
     lr, decay = chosen["lr"], chosen["weight_decay"]
     ways = [Way("SGD", lr, decay), Way("", lr, decay, class_weights=True)]
@@ -62,6 +63,9 @@ def curves(task_name: str) -> dict[str, Any]:
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--results", type=Path, default=RESULTS, help="holds trials/")
+    args = parser.parse_args()
     torch.set_num_threads(1)
     git = ["git", "rev-parse", "--short", "HEAD"]
     made = {
@@ -70,9 +74,11 @@ def main() -> None:
         "seeds": SEEDS, "command": "python -m studies.tradeoff",
         "commit": subprocess.run(git, capture_output=True, text=True).stdout.strip(),
         "machine": f"{MACHINE}, torch {torch.__version__}",
-        "networks": [curves(name) for name in ("cifar_features", "cifar_features_1")],
+        "networks": [curves(name, args.results / "trials")
+                     for name in ("cifar_features", "cifar_features_1")],
     }  # fmt: skip
-    (RESULTS / "tradeoff.json").write_text(json.dumps(made, ensure_ascii=False, indent=1) + "\n")
+    text = json.dumps(made, ensure_ascii=False, indent=1) + "\n"
+    (args.results / "tradeoff.json").write_text(text)
 
 
 if __name__ == "__main__":
