@@ -261,7 +261,8 @@ def tradeoff_table() -> str:
             many, few, mean = curve[best]
             line.append(f"{mean:.1f} ({many:.1f} / {few:.1f}){at}")
         rows.append(line)
-    return table(["", "network 0: all (many / few)", "network 1: all (many / few)"], rows)
+    head = [f"network {i}: all (many / few)" for i in range(len(made["networks"]))]
+    return table(["", *head], rows)
 
 
 def sources() -> str:

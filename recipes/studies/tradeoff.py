@@ -75,7 +75,8 @@ def main() -> None:
         "commit": subprocess.run(git, capture_output=True, text=True).stdout.strip(),
         "machine": f"{MACHINE}, torch {torch.__version__}",
         "networks": [curves(name, args.results / "trials")
-                     for name in ("cifar_features", "cifar_features_1")],
+                     for name in ("cifar_features", "cifar_features_1")
+                     if (args.results / "trials" / f"{name}.json").exists()],
     }  # fmt: skip
     text = json.dumps(made, ensure_ascii=False, indent=1) + "\n"
     (args.results / "tradeoff.json").write_text(text)
