@@ -1,8 +1,9 @@
 """RESULTS.md and its picture, from the JSON files in results/ and the words in results/words.md.
 
-    cd recipes; python -m studies.evidence [--harvest …/cifar_cell]     # then renders everything
+    cd recipes; python -m studies.evidence [--harvest …]
 
---harvest takes over the runs of cifar_cell.py that are judged. Differences are in points of
+--harvest takes over what run_trials.py, tradeoff.py, find_noise.py and cifar_cell.py have written
+elsewhere since; everything is rendered in any case. Differences are in points of
 accuracy, seed by seed, with Student's 95 % interval.
 """
 
@@ -11,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import shutil
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
@@ -298,14 +300,23 @@ def render() -> str:
     return re.sub(r"\{\{(.+?)\}\}", lambda m: PARTS[m[1]](), words)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--harvest", type=Path, help="--work of cifar_cell.py")
-    args = parser.parse_args()
-    if args.harvest:
-        runs = cifar_cell.gather(args.harvest)
+def harvest(folder: Path) -> None:
+    """Takes over the records that are in ``folder``, laid out as results/; of cifar_cell/, its
+    --work, the runs that are judged."""
+    for file in [*folder.glob("*.json"), *folder.glob("trials/*.json")]:
+        shutil.copyfile(file, RESULTS / file.relative_to(folder))
+    runs = cifar_cell.gather(folder / "cifar_cell")
+    if runs:
         lines = ",\n".join(json.dumps(r, ensure_ascii=False) for r in runs)
         (RESULTS / "cifar_cell.json").write_text(f"[\n{lines}\n]\n")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--harvest", type=Path, help="a folder laid out as results/")
+    args = parser.parse_args()
+    if args.harvest:
+        harvest(args.harvest)
     OUT.write_text(render())
     bars = [(kind, title(r), gain(r, "ABSGD", average))
             for kind, names in (("long tail", LONG_TAIL), ("hidden", HIDDEN), ("noise", NOISE),
