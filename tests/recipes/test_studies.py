@@ -1,11 +1,11 @@
-"""compare.py and lam_study.py on digits, small: what they train, read and say."""
+"""compare.py on digits, small: what it trains, reads and says."""
 
 import json
 
 import pytest
 
 from engine import report
-from studies import compare, comparison_report, lam_study
+from studies import compare, comparison_report
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
 
@@ -57,38 +57,3 @@ def test_contradicting_options_are_refused(flags, capsys):
 def test_no_finished_runs(tmp_path):
     with pytest.raises(FileNotFoundError, match="holds no"):
         comparison_report.find_runs([tmp_path])
-
-
-def test_lam_found_against_lam_as_a_number(tmp_path, monkeypatch, capsys):
-    tasks = {name: [*words, *SHORT] for name, words in lam_study.TASKS.items()}
-    monkeypatch.setattr(lam_study, "TASKS", tasks)
-    words = ["--tasks", "long-tailed", "noisy", "--seeds", "0", "--lams", "10", "5", "1", "0.1",
-             "--targets", "0.6", "--rates", "1", "--output-dir", str(tmp_path)]  # fmt: skip
-    results = lam_study.main(words)
-    text = (tmp_path / "lam_study.md").read_text()
-    assert text in capsys.readouterr().out
-    assert (tmp_path / "lam_study.png").read_bytes()[:4] == b"\x89PNG"
-    assert results["noisy"]["lams"] == [
-        "inf", "-10", "-5", "-1", "-0.1", "ess:0.6:noisy", "ess:0.6:noisy:rate=1"
-    ]  # fmt: skip
-    for result in results.values():
-        for lam in result["lams"]:
-            (run,) = lam_study.of(result["runs"], lam)
-            assert [e["epoch"] for e in run["epochs"]] == [1]
-            assert report.mean_std([run["metrics"]["overall"]]) in text
-
-
-def test_the_choice_of_lam_does_not_read_the_test_set():
-    def run(lam, split, accuracy):
-        metrics = dict.fromkeys(("overall", "balanced", "many", "medium", "few"), accuracy)
-        return {"setting": {"lam": lam, "class_balance": "none"}, "split": split,
-                "metrics": metrics}  # fmt: skip
-
-    accuracies = {"10": (0.5, 0.6), "5": (0.9, 0.4), "1": (0.7, 0.99), "0.1": (0.1, 0.3)}
-    found = [run("inf", "test", 0.5), run("ess:0.6", "test", 0.5)]
-    for lam, (validation, test) in accuracies.items():
-        found += [run(lam, "validation", validation), run(lam, "test", test)]
-    args = lam_study.parse(["--lams", "10", "5", "1", "0.1", "--targets", "0.6", "--seeds", "0"])
-    systems = lam_study.summarise(found, "long-tailed", args)["systems"]
-    assert systems["λ = 5, chosen by grid"] == "5"  # not 1, the best on the test set
-    assert systems["λ = 0.1, the grid's worst"] == "0.1"

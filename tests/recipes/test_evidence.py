@@ -1,0 +1,76 @@
+"""The evidence: RESULTS.md is what its script renders, and the runs of the paper's cell."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import train
+from studies import cifar_cell, evidence, evidence_plot
+
+
+def test_results_are_what_the_records_give():
+    assert evidence.OUT.read_text() == evidence.render()
+
+
+def test_every_part_is_used_once():
+    words = (evidence.RESULTS / "words.md").read_text()
+    for name in evidence.PARTS:
+        assert words.count("{{" + name + "}}") == 1, name
+
+
+def test_forty_runs_that_train_py_takes(tmp_path):
+    names = [cifar_cell.name_of(*run) for run in cifar_cell.RUNS]
+    assert len(set(names)) == len(names) == 40
+    for method, factor, seed, _ in cifar_cell.RUNS:
+        words = cifar_cell.words_of(method, factor, seed)
+        args = train.parse([*words, "--output-dir", str(tmp_path)])
+        assert args.seed == seed and args.stage_two == cifar_cell.STAGE_TWO
+        assert args.lr_factor == (1 if method == "cRT" else factor)
+        assert (args.optimizer == "sgd") == (method in ("SGD", "CB, SGD", "cRT"))
+
+
+def test_a_classifier_after_training():
+    fc = nn.Linear(4, 10)
+    x, y = torch.randn(50, 4), torch.arange(50) % 9  # none of class 9
+    made = cifar_cell.after_training(x, fc, y, torch.arange(10, 0, -1))
+    plain = (fc(x).argmax(1) == y).float()
+    assert made["adjusted"][0][:2] == [round(100 * float(plain[y == c].mean()), 2) for c in (0, 1)]
+    assert len(made["adjusted"]) == len(cifar_cell.TAUS) and made["adjusted"][0][9] == 0
+    fc.weight.data /= fc.weight.norm(dim=1, keepdim=True)
+    unit = cifar_cell.after_training(x, fc, y, torch.ones(10))["normalised"]
+    assert unit[0] == unit[-1]
+
+
+def test_tau_is_chosen_on_what_was_left_out():
+    taus = len(cifar_cell.TAUS)
+    left = [[100.0] + [float(i == 3)] * 9 for i in range(taus)]
+    test = [[float(i)] * 10 for i in range(taus)]
+    run = {"seed": 0, "class_counts": [1000] * 6 + [50] * 4,
+           "left_out": {"adjusted": left}, "test": {"adjusted": test}}  # fmt: skip
+    made = evidence.judged(run)
+    assert (made["tau"], made["adjusted"], made["test"], made["at_one"]) == (0.75, 3, 0, 4)
+
+
+def test_a_difference_is_named_by_its_interval():
+    up, mixed = np.array([1.0, 1.2, 0.8]), np.array([1.0, -1.0, 0.1])
+    assert [evidence.verdict(d) for d in (up, -up, mixed)] == ["win", "loss", "tie"]
+    assert evidence.with_interval(up).startswith("**+1.0 ±")
+    assert "*" not in evidence.with_interval(mixed)
+
+
+def test_hard_groups_are_the_rarest_or_the_worst(monkeypatch):
+    monkeypatch.setattr(evidence, "present", lambda names: [{"task": "t", "optimizer": "sgd"}])
+    a = np.array([[90.0, 1, 80, 70, 60, 50]])
+    tail = {"task": "t", "optimizer": "sgd", "counts": [1, 9, 2, 8, 3, 7]}
+    assert evidence.hard(tail, a) == pytest.approx([(90 + 80 + 60) / 3])
+    assert evidence.hard({**tail, "task": "u"}, a) == pytest.approx([(1 + 50 + 60) / 3])
+
+
+def test_the_picture_is_drawn(tmp_path):
+    tradeoff = json.loads((evidence.RESULTS / "tradeoff.json").read_text())
+    bars = [("noise", "a task", np.array([1.0, 2.0])), ("hidden", "another", np.zeros(3))]
+    evidence_plot.plot(bars, tradeoff, tmp_path / "a.png")
+    assert (tmp_path / "a.png").read_bytes()[:4] == b"\x89PNG"
