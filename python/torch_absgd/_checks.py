@@ -48,22 +48,23 @@ def check_choice(name: str, value: object, allowed: tuple[object, ...]) -> None:
 # ---- epochs, class counts and labels
 
 
-def check_integer(
-    name: str, value: object, least: int | None = None, most: int | None = None
-) -> int:
+INT64 = -(2**63), 2**63 - 1
+
+
+def check_integer(name: str, value: object, least: int = INT64[0], most: int = INT64[1]) -> int:
     """``value`` as an int; TypeError unless it is one, ValueError if it is out of bounds."""
     if not isinstance(value, Integral) or isinstance(value, bool):
         raise TypeError(f"{name} must be an integer, got {value!r}")
-    if least is not None and value < least:
+    if value < least:
         raise ValueError(f"Invalid {name} value: {value} (must be ≥ {least})")
-    if most is not None and int(value) > most:
+    if int(value) > most:
         raise ValueError(f"Invalid {name} value: {value} (must be ≤ {most})")
     return int(value)
 
 
 def check_profile(n_max: object, num_classes: object, imbalance_ratio: object) -> None:
     """Raises unless they are what `long_tailed_counts` documents."""
-    largest = check_integer("n_max", n_max, least=1, most=2**63 - 1)
+    largest = check_integer("n_max", n_max, least=1)
     check_integer("num_classes", num_classes, least=1, most=10_000_000)  # that fit into memory
     is_allowed = is_real(imbalance_ratio) and 1 <= imbalance_ratio <= largest
     check_number("imbalance_ratio", imbalance_ratio, f"in [1, n_max = {n_max}]", is_allowed)
@@ -248,7 +249,7 @@ def check_predictions(
     Raises:
         TypeError, ValueError: naming the argument.
     """
-    ignore_index = check_integer("ignore_index", ignore_index, least=-(2**63), most=2**63 - 1)
+    ignore_index = check_integer("ignore_index", ignore_index)
     for other, values in (("target", target), ("groups", groups)):
         if not is_integral(values) and not (other == "groups" and values is None):
             raise TypeError(f"{other} must be a tensor of integers, got {_kind(values)}")

@@ -63,7 +63,7 @@ def positive_counts(class_counts: Counts, empty_count: float | None = None) -> T
         return _checks.positive_counts(class_counts)
     _checks.check_positive("empty_count", empty_count)
     counts = _checks.nonnegative_counts(class_counts)
-    return counts.masked_fill(counts == 0, empty_count)
+    return counts.masked_fill(counts == 0, float(empty_count))
 
 
 def check_class_weight(name: str, weight: object) -> None:

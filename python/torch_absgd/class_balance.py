@@ -209,7 +209,7 @@ class ImbalancedSubset(Subset[Any]):
     ) -> None:
         profiles = {"lt": long_tailed_counts, "step": step_counts}
         _checks.check_choice("kind", kind, tuple(profiles))
-        seed = _checks.check_integer("seed", seed, 0, 2**63 - 1)
+        seed = _checks.check_integer("seed", seed, least=0)
         labels = targets_of(dataset, targets)
         present = labels.bincount()
         _checks.check_no_class_missing(present)

@@ -229,7 +229,7 @@ class PerSampleLDAM(PerSampleLoss):
         super().__init__(weight, ignore_index, label_smoothing, per)
         self.scale = float(scale)
         margin = counts**-0.25
-        self.hold("margin", (margin * (max_margin / margin.max())).float())
+        self.hold("margin", (margin * (float(max_margin) / margin.max())).float())
 
 
 class PerSampleLogitAdjusted(PerSampleLoss):
@@ -268,7 +268,7 @@ class PerSampleLogitAdjusted(PerSampleLoss):
         _checks.check_positive("temperature", temperature)
         super().__init__(weight, ignore_index, label_smoothing, per)
         self.scale = 1 / float(temperature)
-        self.hold("offset", (tau * (counts / counts.sum()).log()).float())
+        self.hold("offset", (float(tau) * (counts / counts.sum()).log()).float())
 
 
 def logit_adjust(
@@ -298,13 +298,16 @@ def logit_adjust(
     if not isinstance(logits, Tensor) or not logits.is_floating_point():
         kind = logits.dtype if isinstance(logits, Tensor) else type(logits)
         raise TypeError(f"logits must be a floating-point tensor, got {kind}")
+    if logits.layout is not torch.strided:
+        raise TypeError(f"logits must be dense, got {logits.layout}")
     class_dim = min(logits.dim() - 1, 1)
     if logits.dim() == 0 or logits.shape[class_dim] != len(counts):
         raise ValueError(
             f"logits must have shape (C), (N, C) or (N, C, d1, …) with C = {len(counts)}, the "
             f"number of class_counts, got {tuple(logits.shape)}"
         )
-    offset = (tau * (counts / counts.sum()).log()).to(logits.device, arithmetic_type(logits.dtype))
+    offset = float(tau) * (counts / counts.sum()).log()
+    offset = offset.to(logits.device, arithmetic_type(logits.dtype))
     return (logits - offset.view([-1, *[1] * (logits.dim() - 1 - class_dim)])).to(logits.dtype)
 
 
