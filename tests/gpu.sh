@@ -109,7 +109,7 @@ rehearse_bench() {
     "$python" tests/bench/bench_cuda.py --rehearse --output "$report/BENCHMARKS.md" || return
     local library
     library=$("$python" -c 'from torch_absgd._cuda import LIBRARY; print(LIBRARY)')
-    [[ ! -e $library ]] || "$python" tests/bench/sass.py "$library" --no-spills
+    [[ ! -e $library ]] || "$python" tests/bench/sass.py "$library"
 }
 ctests() { ctest --test-dir "$build" --no-tests=error --output-on-failure -R "$1"; }
 

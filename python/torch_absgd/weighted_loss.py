@@ -16,7 +16,9 @@ from ._loss_ops import DifferentiatedOnce, arithmetic_type
 from .losses import PerSampleLoss
 from .weigher import Weigher, is_checkpointing
 
-AT_ONCE = 2**20  # logits; of more, what has left the cache costs more than what is saved
+# Logits. Of more, what has left a CPU's cache costs more than is saved. On a card the gradient is
+# multiplied once more, which for so many takes about as long as a launch; reckoned, not measured.
+AT_ONCE = 2**20
 
 
 class WithGradient(torch.autograd.Function):

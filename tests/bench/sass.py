@@ -122,6 +122,14 @@ def element_size(kernel: str) -> int | None:
     return SIZES[types[0]] if types else None
 
 
+def newest(file: Path) -> str:
+    """Of the architectures that there is code for."""
+    found = re.findall(r"sm_\d+", cuobjdump("--list-elf", str(file)))
+    if not found:
+        raise SystemExit(f"sass: there is no machine code in {file}")
+    return max(found, key=lambda arch: int(arch[3:]))
+
+
 def table(file: Path, arch: str, kernels: str) -> tuple[list[str], list[str]]:
     """The table's lines, and the kernels that spill."""
     of = ("-arch", arch, str(file))
@@ -156,11 +164,13 @@ def table(file: Path, arch: str, kernels: str) -> tuple[list[str], list[str]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("file", type=Path)
-    parser.add_argument("--arch", default="sm_90", help="the card's: sm_75, sm_80, sm_90 …")
+    parser.add_argument("--arch", help="sm_75, sm_80, sm_90 …: the newest in the file")
     parser.add_argument("--kernels", default="", help="only those whose name matches")
     parser.add_argument("--no-spills", action="store_true", help="a kernel that spills is an error")
     args = parser.parse_args()
-    lines, spilling = table(args.file, args.arch, args.kernels)
+    arch = args.arch or newest(args.file)
+    print(f"{args.file.name}, {arch}")
+    lines, spilling = table(args.file, arch, args.kernels)
     print("\n".join(lines))
     if args.no_spills and spilling:
         raise SystemExit("sass: these spill: " + ", ".join(spilling))

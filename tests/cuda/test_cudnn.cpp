@@ -51,13 +51,13 @@ class CudnnSoftmax : public testing::Test {
         check_cudnn(cudnnCreate(&handle_));
         check_cudnn(cudnnCreateTensorDescriptor(&shape_));
     }
-    void TearDown() override {
-        cudnnDestroyTensorDescriptor(shape_);
-        cudnnDestroy(handle_);
+    void TearDown() override { /* of what there is */
+        if (shape_) cudnnDestroyTensorDescriptor(shape_);
+        if (handle_) cudnnDestroy(handle_);
     }
 
-    cudnnHandle_t handle_;
-    cudnnTensorDescriptor_t shape_;
+    cudnnHandle_t handle_ = nullptr;
+    cudnnTensorDescriptor_t shape_ = nullptr;
 };
 
 TEST_F(CudnnSoftmax, LossAndGradientAreTheSame) {
