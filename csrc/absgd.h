@@ -80,8 +80,8 @@ typedef enum absgd_dtype {
 
 /* ---- weights ------------------------------------------------------------------------------- */
 
-/* The unit of the sums of losses below: the sums are finite wherever the losses are, 1e308 included
- * (2^64, so that the scaling is exact). */
+/* The unit of the sums of losses below: the sums are finite wherever the losses are, 1e308
+ * included, while Σ w_i is below 2^63 (2^64, so that the scaling is exact). */
 #define ABSGD_LOSS_UNIT 18446744073709551616.0
 
 /* The sums that describe a batch, with z_i = L_i/λ (z_i = 0 for λ = ±∞), w_i the base measure (1
