@@ -51,7 +51,7 @@ enum {
         step##_constants k = step##_prepare(options);                                              \
         S *w = (S *)t->param + from;                                                               \
         const S *g = (const S *)t->grad + from;                                                    \
-        S *v = options->momentum != 0.0 ? (S *)t->momentum + from : 0;                                         \
+        S *v = options->momentum != 0.0 ? (S *)t->momentum + from : 0;                             \
         if (!v) {                                                                                  \
             step_##suffix(w, g, v, n, 0, 0, k);                                                    \
             return;                                                                                \
