@@ -80,8 +80,8 @@ typedef enum absgd_dtype {
 
 /* ---- weights ------------------------------------------------------------------------------- */
 
-/* The unit of the sums of losses below: the sums are finite wherever the losses are, 1e308 included
- * (2^64, so that the scaling is exact). */
+/* The unit of the sums of losses below: the sums are finite wherever the losses are, 1e308
+ * included, while Σ w_i is below 2^63 (2^64, so that the scaling is exact). */
 #define ABSGD_LOSS_UNIT 18446744073709551616.0
 
 /* The sums that describe a batch, with z_i = L_i/λ (z_i = 0 for λ = ±∞), w_i the base measure (1
@@ -111,14 +111,13 @@ typedef struct absgd_rule {
     double max_weight; /* c ≥ 1, a cap on weights; 0 or ∞: none */
     double keep_loss; /* 1: weights are scaled by κ = min(1, Σ w|L|/Σ w p|L|), which keeps the scale
                          of the gradient; 0: κ = 1 */
-    double bounded; /* 1: log_s is at most log α + ℓ − log γ. By Algorithm 1 itself s is at least
-                       γα times the batch's mean; this is the mirror image, so that a batch's mean
-                       weight stays within [γ, 1/γ] (α apart), however far the past was. 0: not */
+    double bounded;   /* 1: log_s is at most log α + ℓ − log γ. By Algorithm 1 itself s is at least
+                         γα times the batch's mean; this is the mirror image, so that a batch's mean
+                         weight stays within [γ, 1/γ] (α apart), however far the past was. 0: not */
 } absgd_rule;
 
 /* Algorithm 1 with γ = 0.9 and no guard, to begin from: absgd_rule rule = ABSGD_RULE_INIT; */
-#define ABSGD_RULE_INIT                                                                            \
-    { 0.9, 1.0, NAN, 0.0, 0.0, 0.0 }
+#define ABSGD_RULE_INIT {0.9, 1.0, NAN, 0.0, 0.0, 0.0}
 
 /* The batch's work is cut into pieces of this many losses: one row of statistics each, combined in
  * order, so that the bits of log_s do not depend on the number of threads. */
@@ -259,8 +258,7 @@ typedef struct absgd_lam_row {
 } absgd_lam_row;
 
 /* The effective-sample-size rule at 0.8, each batch's own λ*, to begin from. */
-#define ABSGD_LAM_RULE_INIT                                                                        \
-    { ABSGD_LAM_EFFECTIVE_SAMPLES, 0.8, 1.0, 1.0, 1e-12, 1e6 }
+#define ABSGD_LAM_RULE_INIT {ABSGD_LAM_EFFECTIVE_SAMPLES, 0.8, 1.0, 1.0, 1e-12, 1e6}
 
 /* A search under way; all zero at its start. */
 typedef struct absgd_lam_search {
@@ -307,16 +305,15 @@ typedef struct absgd_sgd_options {
     double momentum; /* β ≥ 0 */
     double dampening;
     double weight_decay; /* g ← g + weight_decay·w */
-    double grad_scale; /* g ← g/grad_scale first (AMP), not 0; 1 otherwise; grad is not changed */
-    int32_t nesterov;  /* step along g + βv; needs β > 0, dampening 0 and the torch form */
-    int32_t maximize;  /* g ← −g, before weight decay */
-    int32_t polyak;    /* 0: v ← βv + (1−dampening)g, w ← w − ηv, as torch.optim.SGD
-                          1: d ← βd − ηg, w ← w + d, the paper's Equation 2; dampening must be 0 */
+    double grad_scale;   /* g ← g/grad_scale first (AMP), not 0; 1 otherwise; grad is not changed */
+    int32_t nesterov;    /* step along g + βv; needs β > 0, dampening 0 and the torch form */
+    int32_t maximize;    /* g ← −g, before weight decay */
+    int32_t polyak;      /* 0: v ← βv + (1−dampening)g, w ← w − ηv, as torch.optim.SGD
+                            1: d ← βd − ηg, w ← w + d, the paper's Equation 2; dampening must be 0 */
 } absgd_sgd_options;
 
 /* Plain SGD at η = 0.001, to begin from. */
-#define ABSGD_SGD_OPTIONS_INIT                                                                     \
-    { 1e-3, 0.0, 0.0, 0.0, 1.0, 0, 0, 0 }
+#define ABSGD_SGD_OPTIONS_INIT {1e-3, 0.0, 0.0, 0.0, 1.0, 0, 0, 0}
 
 /* One step of elements [begin, end) of the concatenation of tensors[0..n_tensors). Parameters in
  * half precision are computed in float32 and rounded once. */

@@ -72,7 +72,7 @@ stage "GoogleTests with ASan and UBSan" cpp_tests
 stage "CUDA kernels on the CPU" cuda_kernels_on_the_cpu
 stage "gpu.sh, rehearsed" gpu_rehearsal
 stage "clang and aarch64, torch-free" tests/compilers.sh clang aarch64
-stage "C ABI fuzzing" env RUNS=20000 tests/fuzz/run.sh 36
+stage "C ABI fuzzing" env RUNS=5000 tests/fuzz/run.sh 18
 stage "examples against installed files" tests/install/run.sh
 stage "release" tests/release.sh
 echo "=== pytest (after $SECONDS s)"

@@ -13,12 +13,14 @@ static void check_stats(const batch *b, double lam, const absgd_stats *s) {
     INVARIANT(s->count == known);
     INVARIANT(s->nonfinite >= bad && s->nonfinite <= known); /* z may overflow where L does not */
     if (s->nonfinite != 0 || isinf(s->sum_weight)) return;
-    const double sums[] = {s->sum,          s->sum_sq,       s->sum_loss,
-                           s->sum_weighted, s->sum_abs_loss, s->sum_abs_weighted};
-    for (size_t i = 0; i < sizeof sums / sizeof *sums; i++) INVARIANT(isfinite(sums[i]));
+    INVARIANT(isfinite(s->sum) && isfinite(s->sum_sq));
+    const double sums[] = {s->sum_loss, s->sum_weighted, s->sum_abs_loss, s->sum_abs_weighted};
+    for (size_t i = 0; i < sizeof sums / sizeof *sums; i++) {
+        INVARIANT(isfinite(sums[i]) || s->sum_weight > 9e18); /* 2^63 */
+    }
     INVARIANT(s->sum_weight >= 0 && s->sum >= 0 && s->sum_sq >= 0);
     INVARIANT(s->sum_weight == 0 || (s->sum > 0 && s->sum_sq > 0 && isfinite(s->max)));
-    INVARIANT(s->sum_abs_loss >= fabs(s->sum_loss) * (1 - 1e-9));
+    INVARIANT(s->sum_weight > 9e18 || s->sum_abs_loss >= fabs(s->sum_loss) * (1 - 1e-9));
 }
 
 /* The row of the whole is that of its halves joined, up to rounding. */
