@@ -70,7 +70,7 @@ def losses(device: str) -> Calls:
     def both_passes(loss: Callable[[Tensor, Tensor], Tensor]) -> Callable[[], object]:
         def call() -> None:
             x.grad = None
-            loss(x, y).backward()  # type: ignore[no-untyped-call]
+            loss(x, y).backward()
 
         return call
 
@@ -91,7 +91,7 @@ def training(device: str) -> Calls:
         model: nn.Module, opt: torch.optim.Optimizer, loss: Callable[[Tensor, Tensor], Tensor]
     ) -> Callable[[], object]:
         def call() -> None:
-            loss(model(x), y).backward()  # type: ignore[no-untyped-call]
+            loss(model(x), y).backward()
             opt.step()
             opt.zero_grad()
 
