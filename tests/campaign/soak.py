@@ -74,8 +74,8 @@ def soak(steps: int) -> tuple[float, float, int]:
 def main(steps: int) -> int:
     growth, away, objects = soak(steps)
     print(
-        f"{steps} steps: {growth:+.1f} MiB of resident memory and {objects:+d} objects from a fifth "
-        f"of the way on; log_s at most {away:.2g} (relative) from float64"
+        f"{steps} steps: {growth:+.1f} MiB of resident memory and {objects:+d} objects from a "
+        f"fifth of the way on; log_s at most {away:.2g} (relative) from float64"
     )
     return int(growth > 8 or away > 1e-9 or objects > 1000)
 

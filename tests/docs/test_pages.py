@@ -53,6 +53,20 @@ def test_a_tutorial_leaves_its_picture(name: str, tmp_path: Path) -> None:
         assert first > second > 1.2, printed
 
 
+@pytest.mark.parametrize("name", ["find_noise", "chest_x_rays", "noisy_tokens"])
+def test_a_worked_example(name: str) -> None:
+    pytest.importorskip("sklearn", reason="scikit-learn is not installed: pip install .[docs]")
+    printed = run(sys.executable, DOCS / "tutorials" / f"{name}.py", OMP_NUM_THREADS="1")
+    numbers = [float(n) for n in re.findall(r"\d+\.\d+", printed)]
+    if name == "find_noise":  # per cent of the suspects, where chance finds 20
+        assert numbers[0] > 85, printed
+    elif name == "chest_x_rays":  # eight findings each, the rarest last
+        assert len(numbers) == 17 and min(numbers[:7] + numbers[9:16]) > 0.85, printed
+        assert numbers[16] > 0.75, printed
+    else:  # mean weight of sentences and of garbage, per cent of the next tokens
+        assert numbers[0] > 1.2 and numbers[1] < 0.3 and numbers[2] > 95, printed
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_lead_to_files(page: Path) -> None:
     for target in LINK.findall(page.read_text(encoding="utf-8")):
