@@ -17,6 +17,7 @@ cmake -S "$root" -B "$ABSGD_ASAN_DIR/build" -DCMAKE_INSTALL_PREFIX="$package" \
     -DCMAKE_C_FLAGS="$flags" -DCMAKE_CXX_FLAGS="$flags" >/dev/null
 cmake --build "$ABSGD_ASAN_DIR/build" >/dev/null
 cmake --install "$ABSGD_ASAN_DIR/build" --component python >/dev/null
-# Python itself is not built for it: its runtime comes first, and leaks are not looked for.
-LD_PRELOAD=$("${CC:-gcc}" -print-file-name=libasan.so) ASAN_OPTIONS=detect_leaks=0 \
+# Python itself is not built for it: its runtime comes first, then what throws, and leaks are not
+# looked for.
+LD_PRELOAD="$(gcc -print-file-name=libasan.so) $(gcc -print-file-name=libstdc++.so)" ASAN_OPTIONS=detect_leaks=0 \
     PYTHONPATH=$package/..:$root/tests "$@"

@@ -6,7 +6,8 @@ set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
-export TORCH_ABSGD_CUDA=0 CMAKE_ARGS=-DTORCH_ABSGD_WERROR=ON PIP_DISABLE_PIP_VERSION_CHECK=1
+export TORCH_ABSGD_CUDA=0 CMAKE_ARGS="-DTORCH_ABSGD_WERROR=ON -DTORCH_ABSGD_ONE_LEVEL=ON"
+export PIP_DISABLE_PIP_VERSION_CHECK=1
 cd "$root"
 
 fail() {
