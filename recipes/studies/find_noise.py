@@ -64,7 +64,7 @@ def cifar10(root: Path, per_class: int) -> tuple[Tensor, Tensor]:
 def cifar10_features(root: Path, per_class: int) -> tuple[Tensor, Tensor]:
     """float32 [N, 64]: of a ResNet-32 after 160 epochs on CIFAR-10-LT, some of these images."""
     made = torch.load(root / "cifar10_features_seed0.pt", weights_only=True)
-    return first_of_each(made["x"].float(), made["y"], per_class)
+    return first_of_each(made["some_x"].float(), made["some_y"], per_class)
 
 
 DATA = {"digits": digits, "cifar10": cifar10, "cifar10-features": cifar10_features}
