@@ -15,10 +15,18 @@ fail() {
     exit 1
 }
 
-fresh_environment() { # a venv that sees what the active one has, and pip
+fresh_environment() { # a venv that sees what the active one has, pip too, but for torch_absgd
     python -m venv --without-pip "$1"
-    python -c 'import sys; print(*(p for p in sys.path if p.endswith("-packages")), sep="\n")' \
-        >"$(echo "$1"/lib/python3*/site-packages)/outer.pth"
+    mkdir "$1/outer"
+    python - "$1/outer" <<'PYTHON'
+import pathlib, sys
+for path in (pathlib.Path(p) for p in sys.path if p.endswith("-packages")):
+    for entry in path.iterdir():
+        link = pathlib.Path(sys.argv[1], entry.name)
+        if "torch_absgd" not in entry.name and not link.exists():
+            link.symlink_to(entry)
+PYTHON
+    echo "$1/outer" >"$(echo "$1"/lib/python3*/site-packages)/outer.pth"
 }
 
 echo "--- sdist and wheel"
