@@ -9,6 +9,7 @@ for vectors and a bidirectional LSTM for texts.
 from __future__ import annotations
 
 from argparse import Namespace
+from pickle import UnpicklingError
 
 import torch
 import torchvision
@@ -202,7 +203,10 @@ class Headed(nn.Module):
 def load_weights(network: nn.Module, file: str) -> None:
     """A state_dict, itself or under "state_dict" or "model", with or without DDP's "module."; all
     of it must fit but the last layer, which is left out."""
-    state = torch.load(file, map_location="cpu", weights_only=True)
+    try:
+        state = dict(torch.load(file, map_location="cpu", weights_only=True))
+    except (UnpicklingError, RuntimeError, EOFError, TypeError, ValueError) as error:
+        raise ValueError(f"--pretrained {file} holds no state_dict") from error
     for name in ("state_dict", "model"):
         state = state.get(name, state)
     state = {key.removeprefix("module."): value for key, value in state.items()}

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 
 from data import decode, lists
 from data.assemble_covid_lt import CLASSES as COVID_CLASSES
-from data.lists import Listed
+from data.lists import Listed, read_utf8
 from data.source import Source
 from data.subsets import limited
 
@@ -114,7 +114,7 @@ def read_competition(file: Path, root: Path) -> Listed:
         ValueError: it is not such a file, or a category is not in 0 … 8141.
     """
     try:
-        content = json.loads(file.read_text())
+        content = json.loads(read_utf8(file))
         names = {image["id"]: image["file_name"] for image in content["images"]}
         labelled = [(names[a["image_id"]], a["category_id"]) for a in content["annotations"]]
     except (json.JSONDecodeError, KeyError, TypeError) as error:

@@ -41,6 +41,18 @@ class Listed:
         return content.hexdigest()
 
 
+def read_utf8(file: Path) -> str:
+    """The text of ``file``.
+
+    Raises:
+        ValueError: it is in another encoding; names it.
+    """
+    try:
+        return file.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file} is not UTF-8 (byte {error.start}): save it as UTF-8") from None
+
+
 def parse_list(file: Path, num_classes: int | None = None) -> tuple[list[str], list[int]]:
     """The names and labels of a list: ``path label`` a line, labels counted from 0.
 
@@ -51,7 +63,7 @@ def parse_list(file: Path, num_classes: int | None = None) -> tuple[list[str], l
     if not file.is_file():
         raise FileNotFoundError(f"no such list: {file}")
     names, labels = [], []
-    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(read_utf8(file).splitlines(), 1):
         if not line.strip():
             continue
         name, _, label = line.strip().rpartition(" ")

@@ -32,7 +32,7 @@ def open_source(args: Namespace) -> Source:
     path = Path(args.data)
     if path.is_dir():
         return open_folder(args, path)
-    if path.suffix in (".csv", ".tsv", ".parquet"):
+    if path.suffix.lower() in (".csv", ".tsv", ".parquet"):
         return tables.open_table(args, path)
     if path.is_file():
         return image_files.open_list(args, path)
@@ -50,6 +50,10 @@ def open_folder(args: Namespace, root: Path) -> Source:
     """
     if not (root / "train").is_dir():
         inner = sorted(entry.name for entry in root.iterdir() if entry.is_dir())
+        outer = [root.parent] if root.resolve().name == "train" else []
+        for place in (*outer, *(root / name for name in inner)):
+            if (place / "train").is_dir():
+                raise FileNotFoundError(f"{root} has no train/, but {place} has: --data {place}")
         there = f"it holds the folders {', '.join(inner[:5])}" if inner else "it holds no folders"
         raise FileNotFoundError(
             f"{root} has no train/<class>/ with a class's files ({there}): move the class folders "

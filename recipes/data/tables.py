@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import io
 import math
+import re
 from argparse import Namespace
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,12 +16,14 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
+from data.lists import read_utf8
 from data.memory import AsTheyAre, Images
 from data.source import Source
 from data.subsets import limited
 
 MISSING = frozenset({"", "na", "nan", "null", "none", "?"})
 MAX_CATEGORIES = 100
+INDEX = re.compile(r"|Unnamed: 0|__index_level_\d+__")  # what pandas calls a table's row numbers
 
 
 def read_columns(file: Path) -> dict[str, list[str]]:
@@ -31,18 +35,18 @@ def read_columns(file: Path) -> dict[str, list[str]]:
     """
     if not file.is_file():
         raise FileNotFoundError(f"no such table: {file}")
-    if file.suffix == ".parquet":
+    if file.suffix.lower() == ".parquet":
         try:
             from pyarrow import parquet
         except ImportError:
             raise ValueError(f"{file}: reading Parquet takes `pip install pyarrow`") from None
         table = parquet.read_table(file).to_pydict()
         return {k: ["" if v is None else str(v) for v in values] for k, values in table.items()}
-    with open(file, newline="", encoding="utf-8-sig") as content:
-        start = content.readline()
-        content.seek(0)
-        rows = csv.reader(content, delimiter=max(",;\t", key=start.count))
-        header = next(rows, [])
+    content = io.StringIO(read_utf8(file), newline="")
+    rows = csv.reader(content, delimiter=max(",;\t", key=content.readline().count))
+    content.seek(0)
+    try:
+        header = [name.strip() for name in next(rows, [])]
         columns: list[list[str]] = [[] for _ in header]
         for row in rows:
             if row and len(row) != len(header):
@@ -51,6 +55,8 @@ def read_columns(file: Path) -> dict[str, list[str]]:
                 )
             for column, value in zip(columns, row, strict=False):
                 column.append(value.strip())
+    except csv.Error as error:  # a quote that nobody closes, say
+        raise ValueError(f"{file}, line {rows.line_num}: {error}") from None
     if len(set(header)) < len(header):
         raise ValueError(f"{file}: two columns have one name, in {', '.join(header)}")
     return dict(zip(header, columns, strict=True))
@@ -160,6 +166,10 @@ def with_labels(args: Namespace, file: Path) -> tuple[dict[str, list[str]], list
         if table.pop(name, None) is None:
             raise ValueError(f"{file}: --drop: no column {name!r}")
     labels = table.pop(args.target)
+    for name in [name for name in table if INDEX.fullmatch(name)]:
+        # In a table sorted by class they tell the class.
+        print(f"note: {file}: column {name!r} holds row numbers and is no input")
+        del table[name]
     empty = [i for i, label in enumerate(labels) if is_missing(label)]
     if empty:
         raise ValueError(f"{file}: row {empty[0] + 1} has no {args.target}")

@@ -20,7 +20,7 @@ from sklearn.feature_extraction.text import CountVectorizer
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from data.lists import read_folder
+from data.lists import read_folder, read_utf8
 from data.order import EpochBatches, as_is, seed_of
 from data.source import Source
 from data.subsets import limited
@@ -67,12 +67,7 @@ def read_texts(
     if not folder.is_dir():
         raise FileNotFoundError(f"no such folder of texts: {folder}")
     files = read_folder(folder, classes, TEXTS)
-    texts = []
-    for path in files.paths:
-        try:
-            texts.append((folder / path).read_text(encoding="utf-8"))
-        except UnicodeDecodeError as error:
-            raise ValueError(f"{folder / path} is not UTF-8: {error}") from error
+    texts = [read_utf8(folder / path) for path in files.paths]
     return texts, files.targets, files.classes
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import inspect
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -21,9 +20,10 @@ NOT_IN_CONFIG = {"output_dir", "resume", "stage_one", "stop_epoch", "data_dir", 
                  "download", "workers", "checkpoint_every", "preset", "tsne", "device",
                  "profile", "keep_going", "dry_run"}  # fmt: skip
 
-# What matters in stage two alone; γ, α and the guards too, where stage one is at λ = ∞.
+# What matters in stage two alone, or for speed; γ, α and the guards too, after stage one at λ = ∞.
 STAGE_TWO_ONLY = {"optimizer", "lam", "lam_over", "epochs", "stage_two_layers", "weight_decay",
-                  "eval_every", "eval_split", "eval_train"}  # fmt: skip
+                  "eval_every", "eval_split", "eval_train", "amp", "channels_last",
+                  "compile"}  # fmt: skip
 PLAY_NO_PART_AT_INFINITY = {"gamma", "alpha", "max_weight", "keep_loss"}
 
 
@@ -126,7 +126,9 @@ def check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
 def _faults(args: argparse.Namespace) -> Any:
     try:
         device = torch.device(args.device)
-    except RuntimeError:
+        if device.type != "cuda":
+            torch.empty(0, device=device)
+    except (RuntimeError, AssertionError):
         yield f"--device {args.device}: no such device (cpu, cuda, cuda:1)"
         return
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
@@ -144,15 +146,6 @@ def _faults(args: argparse.Namespace) -> Any:
         yield "--batch-size and --epochs must be >= 1"
     if args.stage_one and not args.stage_one.exists():
         yield f"--stage-one: no such file: {args.stage_one}"
-    takes_over = "over" in _arguments(ta.LamScheduler.__init__)
-    if args.lam_over and isinstance(args.lam, str) and not takes_over:
-        yield "--lam-over to a rule needs a torch_absgd whose LamScheduler takes over="
-    if args.class_weights == "outside" and "weight" not in _arguments(ta.ABSGD.weigh):
-        yield "--class-weights outside needs a torch_absgd whose weigh takes weight="
-
-
-def _arguments(function: Callable[..., Any]) -> set[str]:
-    return set(inspect.signature(function).parameters)
 
 
 def config_of(args: argparse.Namespace) -> dict[str, object]:
@@ -245,16 +238,17 @@ def freeze(args: argparse.Namespace, model: nn.Module, epoch: int) -> None:
 
 
 def build_optimizer(args: argparse.Namespace, model: nn.Module) -> ta.ABSGD:
-    given = {name: getattr(args, name) for name in ("gamma", "max_weight", "keep_loss")}
     return ta.ABSGD(
         model.parameters(),
         lr=args.lr,
         momentum=args.momentum,
         weight_decay=args.weight_decay,
         lam=math.inf if args.optimizer == "sgd" else lam_option.parse(args.lam_start),
+        gamma=args.gamma,
         alpha=args.alpha,
         momentum_form=args.momentum_form,
-        **{name: value for name, value in given.items() if value},
+        max_weight=args.max_weight,
+        keep_loss=args.keep_loss,
     )
 
 
@@ -273,11 +267,8 @@ def build_schedules(
             return (1 + math.cos(math.pi * (epoch - begin) / (end - begin))) / 2
         return args.lr_factor ** sum(epoch >= milestone for milestone in args.lr_milestones)
 
-    milestones, over = {}, {"over": args.lam_over} if args.lam_over else {}
+    milestones: dict[int, Any] = {}
     if args.optimizer == "absgd" and args.lam != args.lam_start:
         milestones = {args.stage_two: lam_option.parse(args.lam)}
-    if over and "over" not in _arguments(ta.LamScheduler.__init__):  # an older torch_absgd
-        end = args.stage_two + args.lam_over
-        damping = ta.Damping(args.stage_two, end, float(args.lam), "linear")
-        return LambdaLR(optimizer, lr_factor), ta.LamScheduler(optimizer, {}, damping)
-    return LambdaLR(optimizer, lr_factor), ta.LamScheduler(optimizer, milestones, **over)
+    scheduler = ta.LamScheduler(optimizer, milestones, over=args.lam_over)
+    return LambdaLR(optimizer, lr_factor), scheduler

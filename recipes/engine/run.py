@@ -206,7 +206,8 @@ class Run:
             )
         self.epoch, self.batch = state["epoch"], state["batch"]
         self.model.load_state_dict(state["model"])
-        self.scaler.load_state_dict(state["scaler"])
+        if state["scaler"]:  # empty without fp16
+            self.scaler.load_state_dict(state["scaler"])
         if self.args.lam_start == math.inf:
             own = self.optimizer.state_dict()["param_groups"]
             momentum = state["optimizer"]["state"]

@@ -38,3 +38,10 @@ def test_the_shortcut_of_option_a_has_no_parameters_and_pads_with_zeros():
 def test_depth_must_be_6n_plus_2():
     with pytest.raises(ValueError, match="33"):
         models.CifarResNet(33, 10)
+
+
+@pytest.mark.parametrize("content", [b"", b"no weights"])
+def test_a_file_that_holds_no_weights_is_named(tmp_path, content):
+    (tmp_path / "w.pt").write_bytes(content)
+    with pytest.raises(ValueError, match=r"w\.pt holds no state_dict"):
+        models.load_weights(torch.nn.Linear(1, 1), str(tmp_path / "w.pt"))

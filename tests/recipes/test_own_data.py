@@ -98,10 +98,15 @@ def images_in_train(root):
         (root / "train" / name).rmdir()
 
 
+def test_train_itself_is_not_the_folder_to_name(flowers, tmp_path):
+    with pytest.raises(FileNotFoundError, match=f"--data {flowers}$"):
+        train.main(flags(flowers / "train", tmp_path))
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        wrong(lambda root: move_into(root, "images"), "it holds the folders images"),
+        wrong(lambda root: move_into(root, "images"), "--data .*flowers/images$"),
         wrong(one_class, "has one class only: rose"),
         wrong(images_in_train, "put each class's files in"),
         wrong(nested, "name the folder whose"),
@@ -215,6 +220,7 @@ def test_how_columns_become_inputs(patients):
         ("age,age,outcome\n1,2,ill\n", [], "two columns have one name"),
         ("outcome\nill\nwell\n", [], "no column beside outcome"),
         (PATIENTS, [], "--validate 0.1 holds out"),
+        ('age,outcome\n"' + 200_000 * "1", [], "line 2: field larger than"),
         ("name,outcome\n" + "".join(f"n{i},{i % 2}\n" for i in range(200)), [], "--drop name"),
     ],
 )
@@ -222,6 +228,30 @@ def test_what_is_wrong_with_a_table(patients, content, more, message):
     patients.write_text(content, encoding="utf-8")
     with pytest.raises(ValueError, match=message):
         train.main(table_flags(patients, *more))
+
+
+@pytest.mark.parametrize("name", ["", "Unnamed: 0", "__index_level_0__"])
+def test_row_numbers_are_no_input(patients, capsys, name):
+    """In a table sorted by class they give the class away."""
+    header, *rows = PATIENTS.splitlines()
+    rows = [f"{name},{header}", *(f"{i},{row}" for i, row in enumerate(rows))]
+    patients.write_text("\n".join(rows), encoding="utf-8")
+    table, _ = tables.with_labels(train.parse(table_flags(patients)), patients)
+    assert list(table) == ["age", "town"]
+    assert "row numbers" in capsys.readouterr().out
+
+
+def test_spaces_in_a_header_and_a_name_in_capitals(patients, tmp_path):
+    patients.write_text(PATIENTS.replace(",", ", "), encoding="utf-8")
+    named = patients.rename(tmp_path / "PATIENTS.CSV")
+    assert train.build(train.parse(table_flags(named, "--validate", 0.3)))[1].classes[0] == "ill"
+
+
+def test_another_encoding_is_said_with_the_file(patients, tmp_path):
+    for file in (patients, tmp_path / "list.txt"):
+        file.write_bytes("Köln 1".encode("latin-1"))
+        with pytest.raises(ValueError, match=f"{file.name} is not UTF-8"):
+            train.main(table_flags(file))
 
 
 def test_a_test_table_lacks_a_column(patients, tmp_path):
