@@ -6,6 +6,7 @@ from pathlib import Path
 
 import digits
 import hf_trainer_digits
+import hf_trainer_stats
 import pytest
 import torch
 from accelerate import Accelerator
@@ -57,6 +58,22 @@ def test_evaluation_is_the_plain_mean(tmp_path: Path) -> None:
         expected = F.cross_entropy(trainer.model(images, targets).logits, targets)
     assert loss == pytest.approx(expected.item(), rel=1e-4)
     assert torch.equal(trainer.model.criterion.log_s, log_s)
+
+
+def test_the_stats_are_logged(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    trainer = hf_trainer_digits.build(
+        str(tmp_path), 1.0, 1, 2, use_cpu=True, logging_strategy="steps", logging_steps=3
+    )
+    trainer.add_callback(hf_trainer_stats.LogStats(trainer, trainer.model.criterion))
+    trainer.train()
+    logged = [row for row in trainer.state.log_history if "absgd/lam" in row]
+    steps = list(range(3, trainer.state.global_step + 1, 3))
+    assert [row["step"] for row in logged] == steps
+    assert [row["step"] for row in trainer.state.log_history if "loss" in row] == steps
+    for row in logged:
+        assert row["absgd/lam"] == 1.0 and row["absgd/batches"] == row["step"]
+        assert 1 < row["absgd/effective_samples"] < 32 and row["absgd/max_weight"] > 1
 
 
 def accelerated(k: int) -> list[Tensor]:

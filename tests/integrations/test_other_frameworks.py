@@ -1,0 +1,106 @@
+"""AttentionalLoss in the usual loop of accelerate, skorch, ignite and MONAI: to the last bit
+the numbers of a plain loop, and their traps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import digits
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader
+
+import torch_absgd as ta
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # the frameworks' own
+EPOCHS, BATCH = 2, 32
+X, Y = (part[::4] for part in digits.datasets()[0].tensors)
+SGD = partial(torch.optim.SGD, lr=0.05, momentum=0.9)
+
+
+def loader() -> DataLoader[Any]:
+    return DataLoader(list(zip(X, Y, strict=True)), BATCH)
+
+
+def attentional(lam: float = 1.0) -> ta.AttentionalLoss:
+    return ta.AttentionalLoss(nn.CrossEntropyLoss(reduction="none"), lam=lam)
+
+
+def plain_loop(model: nn.Module, criterion: ta.AttentionalLoss) -> None:
+    opt = SGD(model.parameters())
+    for _ in range(EPOCHS):
+        for x, y in loader():
+            criterion(model(x), y).backward()
+            opt.step()
+            opt.zero_grad()
+
+
+def with_accelerate(model: nn.Module, criterion: ta.AttentionalLoss) -> None:
+    accelerate = pytest.importorskip("accelerate")
+    accelerator = accelerate.Accelerator(cpu=True)
+    accelerator.register_for_checkpointing(criterion)  # save_state() then has λ and log s
+    model, opt, batches = accelerator.prepare(model, SGD(model.parameters()), loader())
+    for _ in range(EPOCHS):
+        for x, y in batches:
+            accelerator.backward(criterion(model(x), y))
+            opt.step()
+            opt.zero_grad()
+
+
+def with_skorch(model: nn.Module, criterion: ta.AttentionalLoss) -> None:
+    skorch = pytest.importorskip("skorch")
+    net = skorch.NeuralNetClassifier(
+        model, criterion=criterion, optimizer=SGD, lr=0.05, max_epochs=EPOCHS, batch_size=BATCH,
+        train_split=None, verbose=0, predict_nonlinearity=partial(torch.softmax, dim=-1),
+    )  # fmt: skip
+    net.fit(X.numpy(), Y.numpy())
+    log_s = criterion.log_s
+    torch.testing.assert_close(
+        torch.tensor(net.predict_proba(X.numpy())).sum(1), torch.ones(len(X))
+    )
+    loss = net.validation_step((X, Y))["loss"]  # puts the criterion into eval()
+    torch.testing.assert_close(loss, F.cross_entropy(net.module_(X), Y).detach())
+    assert torch.equal(criterion.log_s, log_s)
+    net.set_params(predict_nonlinearity="auto")  # knows nn.CrossEntropyLoss, not what wraps it
+    torch.testing.assert_close(torch.tensor(net.predict_proba(X.numpy())), net.module_(X).detach())
+
+
+def with_ignite(model: nn.Module, criterion: ta.AttentionalLoss) -> None:
+    pytest.importorskip("ignite")
+    from ignite.engine import create_supervised_evaluator, create_supervised_trainer
+    from ignite.metrics import Loss
+
+    create_supervised_trainer(model, SGD(model.parameters()), criterion).run(loader(), EPOCHS)
+    log_s = criterion.log_s
+    evaluator = create_supervised_evaluator(model, {"loss": Loss(criterion)})
+    loss = evaluator.run(loader()).metrics["loss"]  # under no_grad: the plain mean
+    assert loss == pytest.approx(F.cross_entropy(model(X), Y).item(), rel=1e-5)
+    assert torch.equal(criterion.log_s, log_s)
+
+
+def with_monai(model: nn.Module, criterion: ta.AttentionalLoss) -> None:
+    pytest.importorskip("monai", reason="a nightly run has it")
+    from monai.engines import SupervisedTrainer
+
+    samples = [{"image": x, "label": y} for x, y in zip(X, Y, strict=True)]
+    SupervisedTrainer(
+        torch.device("cpu"), EPOCHS, DataLoader(samples, BATCH), model, SGD(model.parameters()),
+        criterion,
+    ).run()  # fmt: skip
+
+
+@pytest.mark.parametrize("train", [with_accelerate, with_skorch, with_ignite, with_monai])
+def test_the_numbers_are_the_plain_loop_s(train: Callable[..., None]) -> None:
+    ends: list[list[Tensor]] = []
+    for run, lam in ((plain_loop, 1.0), (train, 1.0), (plain_loop, 2.0)):
+        torch.manual_seed(0)
+        model, criterion = digits.small_model(), attentional(lam)
+        run(model, criterion)
+        ends.append([*(p.detach() for p in model.parameters()), criterion.log_s])
+    expected, ours, other = ends
+    assert all(map(torch.equal, ours, expected))
+    assert not any(map(torch.equal, other, expected))  # λ does matter to them
