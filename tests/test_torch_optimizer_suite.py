@@ -25,7 +25,9 @@ from torch.optim.lr_scheduler import (
 
 import torch_absgd as ta
 
-common = pytest.importorskip("torch.testing._internal.common_optimizers")
+# From its import on the process may not set cudnn's flags, as recipes do: this puts that back.
+with torch.backends.__allow_nonbracketed_mutation():
+    common = pytest.importorskip("torch.testing._internal.common_optimizers")
 INPUTS = common.optim_inputs_func_sgd("cpu")
 ERRORS = common.optim_error_inputs_func_sgd("cpu", torch.float32)
 VARIANTS: list[dict[str, Any]] = [{}, {"foreach": False}, {"foreach": True}, {"fused": True}]
