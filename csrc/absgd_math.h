@@ -247,38 +247,11 @@ ABSGD_FN double absgd_grad_factor(int maximize, double grad_scale) {
     return (maximize ? -1.0 : 1.0) / grad_scale;
 }
 
-/* One element of the momentum step; w, g and v in the arithmetic type T. has_momentum and fresh
- * as in absgd_tensor, the rest as in absgd_sgd_options, converted to T. */
-#define ABSGD_DEFINE_STEP(T, name)                                                                 \
-    typedef struct name##_constants {                                                              \
-        T lr, momentum, one_minus_dampening, weight_decay, grad_factor;                            \
-        int nesterov, polyak;                                                                      \
-    } name##_constants;                                                                            \
-                                                                                                   \
-    ABSGD_FN name##_constants name##_prepare(const absgd_sgd_options *o) {                         \
-        name##_constants k;                                                                        \
-        k.lr = (T)o->lr;                                                                           \
-        k.momentum = (T)o->momentum;                                                               \
-        k.one_minus_dampening = (T)(1.0 - o->dampening);                                           \
-        k.weight_decay = (T)o->weight_decay;                                                       \
-        k.grad_factor = (T)absgd_grad_factor(o->maximize, o->grad_scale);                          \
-        k.nesterov = o->nesterov;                                                                  \
-        k.polyak = o->polyak;                                                                      \
-        return k;                                                                                  \
-    }                                                                                              \
-                                                                                                   \
-    ABSGD_FN T name(T w, T g, T *v, int has_momentum, int fresh, name##_constants k) {             \
-        g = k.grad_factor * g + k.weight_decay * w;                                                \
-        if (!has_momentum) return w - k.lr * g;                                                    \
-        if (k.polyak) {                                                                            \
-            *v = fresh ? -k.lr * g : k.momentum * *v - k.lr * g;                                   \
-            return w + *v;                                                                         \
-        }                                                                                          \
-        *v = fresh ? g : k.momentum * *v + k.one_minus_dampening * g;                              \
-        return w - k.lr * (k.nesterov ? g + k.momentum * *v : *v);                                 \
-    }
-
-ABSGD_DEFINE_STEP(float, absgd_step_f32)
-ABSGD_DEFINE_STEP(double, absgd_step_f64)
+#define STEP_REAL float
+#define STEP(name) absgd_step_f32##name
+#include "step_math.h"
+#define STEP_REAL double
+#define STEP(name) absgd_step_f64##name
+#include "step_math.h"
 
 #endif
