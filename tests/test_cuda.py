@@ -4,6 +4,7 @@ import math
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -224,6 +225,13 @@ class Training:
         self.opt.weigh(self.criterion(self.model(self.x), self.y)).backward()
         self.opt.step()
 
+    def captured(self) -> Callable[[], None]:
+        """The replay of a graph of one step."""
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            self.step()
+        return graph.replay
+
     def state(self) -> list[Tensor]:
         tensors = [*self.model.parameters(), self.opt.log_s]
         return [t.detach().clone() for t in tensors]
@@ -262,7 +270,7 @@ def test_a_side_stream_is_used_throughout():
 
 @card_alone
 def test_a_captured_graph_follows_lr_and_lambda():
-    def run(captured: bool) -> list[Tensor]:
+    def run(is_captured: bool) -> list[Tensor]:
         lr = torch.tensor(0.1, device=DEVICE, dtype=torch.float64)
         training = Training(lr)
         stream = torch.cuda.Stream()
@@ -271,12 +279,7 @@ def test_a_captured_graph_follows_lr_and_lambda():
             for _ in range(3):
                 training.step()
         torch.cuda.current_stream().wait_stream(stream)
-        replay = training.step
-        if captured:
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph):
-                training.step()
-            replay = graph.replay
+        replay = training.captured() if is_captured else training.step
         for rate, lam in ((0.1, 1.0), (0.05, 2.0), (0.01, 4.0)):
             lr.fill_(rate)
             training.opt.lam = lam
@@ -302,17 +305,12 @@ def test_a_first_step_cannot_be_captured_and_changes_nothing():
 
 @card_alone
 def test_a_captured_graph_follows_a_restart():
-    def run(captured: bool) -> list[Tensor]:
+    def run(is_captured: bool) -> list[Tensor]:
         training = Training(torch.tensor(0.1, device=DEVICE, dtype=torch.float64))
         with torch.cuda.stream(torch.cuda.Stream()):
             training.step()
         torch.cuda.synchronize()
-        replay = training.step
-        if captured:
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph):
-                training.step()
-            replay = graph.replay
+        replay = training.captured() if is_captured else training.step
         for _ in range(2):
             replay()
             training.opt.restart(2.0, reset_momentum=True)

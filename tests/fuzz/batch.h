@@ -17,7 +17,7 @@ typedef struct batch {
 static inline batch take_batch(input *in) {
     batch b;
     b.dtype = take_dtype(in);
-    const absgd_dtype stored = is_dtype(b.dtype) ? b.dtype : ABSGD_FLOAT64;
+    const absgd_dtype stored = stored_as(b.dtype);
     b.n = take_byte(in) % (MAX_LOSSES + 1);
     b.given_n = take_byte(in) < 250 ? b.n : -1 - b.n;
     b.losses = take_array(in, stored, b.n, -4.0);

@@ -106,10 +106,3 @@ static void call(input *in) {
         }
     }
 }
-
-int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
-    input in = {data, size};
-    call(&in);
-    free_all();
-    return 0;
-}

@@ -75,10 +75,3 @@ static void call(input *in) {
     INVARIANT(isfinite(*lam) && *lam * rule.sign > 0);
     if (rule.rate == 1) INVARIANT(fabs(log(fabs(*lam)) - search->u) < 1e-9);
 }
-
-int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
-    input in = {data, size};
-    call(&in);
-    free_all();
-    return 0;
-}

@@ -83,7 +83,7 @@ static int64_t reachable(const list *l, int n) {
 
 static void call(input *in) {
     const absgd_dtype dtype = take_dtype(in);
-    const absgd_dtype stored = is_dtype(dtype) ? dtype : ABSGD_FLOAT64;
+    const absgd_dtype stored = stored_as(dtype);
     const absgd_sgd_options o = take_options(in);
     const int n = take_byte(in) % (MAX_TENSORS + 1);
     list l = take_list(in, stored, n, o.momentum);
@@ -136,11 +136,4 @@ static void call(input *in) {
         if (t->param) INVARIANT(same_values(dtype, t->param, after[i], 0, has));
         if (t->momentum) INVARIANT(same_values(dtype, t->momentum, momentum_after[i], 0, has));
     }
-}
-
-int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
-    input in = {data, size};
-    call(&in);
-    free_all();
-    return 0;
 }

@@ -18,7 +18,7 @@ static int64_t results(const problem *p) {
 
 static problem take_problem(input *in) {
     problem p = {.dtype = take_dtype(in)};
-    const absgd_dtype stored = is_dtype(p.dtype) ? p.dtype : ABSGD_FLOAT64;
+    const absgd_dtype stored = stored_as(p.dtype);
     p.real = arithmetic(stored);
     p.samples = take_byte(in) % (MAX_SAMPLES + 1);
     p.classes = take_byte(in) % (MAX_CLASSES + 1);
@@ -123,7 +123,7 @@ static void check_result(const problem *p, int64_t i, const void *loss, const vo
 static void call(input *in) {
     problem p = take_problem(in);
     const absgd_sigmoid_loss *s = &p.spec;
-    const absgd_dtype stored = is_dtype(p.dtype) ? p.dtype : ABSGD_FLOAT64;
+    const absgd_dtype stored = stored_as(p.dtype);
     const int64_t n = results(&p), size = p.samples * p.classes * p.inner;
     const int has_memory =
         s->samples == p.samples && s->classes == p.classes && s->inner == p.inner;
@@ -167,18 +167,8 @@ static void call(input *in) {
     }
     INVARIANT(same_values(p.real, loss, loss_2, 0, n));
     INVARIANT(same_values(stored, grad, grad_2, 0, size));
-    uint8_t filling[8];
-    memset(filling, 0xa5, sizeof filling);
     for (int64_t i = 0; i < n; i++) {
         if (i >= p.begin && i < p.end) continue;
-        INVARIANT(memcmp((char *)loss + (size_t)i * size_of(p.real), filling, size_of(p.real)) ==
-                  0);
+        INVARIANT(is_filling(p.real, loss, i));
     }
-}
-
-int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
-    input in = {data, size};
-    call(&in);
-    free_all();
-    return 0;
 }

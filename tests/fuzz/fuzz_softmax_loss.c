@@ -15,7 +15,7 @@ typedef struct problem {
 
 static problem take_problem(input *in) {
     problem p = {.dtype = take_dtype(in)};
-    const absgd_dtype stored = is_dtype(p.dtype) ? p.dtype : ABSGD_FLOAT64;
+    const absgd_dtype stored = stored_as(p.dtype);
     p.real = arithmetic(stored);
     p.inner = 1 + take_byte(in) % MAX_INNER;
     p.samples = p.inner * (take_byte(in) % (MAX_SAMPLES / p.inner + 1));
@@ -133,7 +133,7 @@ static void call(input *in) {
     if (p.spec.samples != p.samples || p.spec.classes != p.classes || p.spec.inner != p.inner) {
         p.end = p.begin; /* for what these sizes mean there is no memory */
     }
-    const absgd_dtype stored = is_dtype(p.dtype) ? p.dtype : ABSGD_FLOAT64;
+    const absgd_dtype stored = stored_as(p.dtype);
     const int64_t n = p.samples, size = n * p.classes;
     void *loss = output(p.real, n), *saved = output(p.real, ABSGD_LOSS_SAVED * n);
     void *grad = output(stored, size);
@@ -178,22 +178,11 @@ static void call(input *in) {
     INVARIANT(same_values(p.real, loss, loss_2, 0, n));
     INVARIANT(same_values(p.real, saved, saved_2, 0, ABSGD_LOSS_SAVED * n));
     INVARIANT(same_values(stored, grad, grad_2, 0, size));
-    uint8_t filling[8];
-    memset(filling, 0xa5, sizeof filling);
     for (int64_t i = 0; i < n; i++) {
         if (i >= p.begin && i < p.end) continue;
-        INVARIANT(memcmp((char *)loss + (size_t)i * size_of(p.real), filling, size_of(p.real)) ==
-                  0);
+        INVARIANT(is_filling(p.real, loss, i));
         for (int64_t c = 0; c < p.classes; c++) {
-            const char *g = (const char *)grad + (size_t)logit_at(&p, i, c) * size_of(stored);
-            INVARIANT(memcmp(g, filling, size_of(stored)) == 0);
+            INVARIANT(is_filling(stored, grad, logit_at(&p, i, c)));
         }
     }
-}
-
-int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
-    input in = {data, size};
-    call(&in);
-    free_all();
-    return 0;
 }

@@ -84,7 +84,7 @@ static void call(input *in) {
     const absgd_rule rule = take_rule(in);
     const double *lam_at = take_byte(in) < 252 ? &lam : NULL;
     const int64_t n = b.n;
-    const absgd_dtype real = arithmetic(is_dtype(b.dtype) ? b.dtype : ABSGD_FLOAT64);
+    const absgd_dtype real = arithmetic(stored_as(b.dtype));
     void *weights = output(real, n), *coefficients = output(real, n);
     double *log_s = output(ABSGD_FLOAT64, 1), *log_s_lam = output(ABSGD_FLOAT64, 1);
     absgd_report *reports = allocate(2 * sizeof *reports, 1);
@@ -148,11 +148,4 @@ static void call(input *in) {
     if (is_moderate && other * lam > 0) {
         INVARIANT(fabs(carried * other - *log_s * lam) <= 1e-9 * fabs(*log_s * lam));
     }
-}
-
-int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
-    input in = {data, size};
-    call(&in);
-    free_all();
-    return 0;
 }

@@ -72,6 +72,11 @@ static inline int is_dtype(absgd_dtype dtype) {
     return (int)dtype >= 0 && (int)dtype <= ABSGD_BFLOAT16;
 }
 
+/* What memory is made for: of a dtype that there is not, the largest. */
+static inline absgd_dtype stored_as(absgd_dtype dtype) {
+    return is_dtype(dtype) ? dtype : ABSGD_FLOAT64;
+}
+
 static inline size_t size_of(absgd_dtype dtype) {
     return dtype == ABSGD_FLOAT64 ? 8 : dtype == ABSGD_FLOAT32 ? 4 : 2;
 }
@@ -82,7 +87,7 @@ static inline absgd_dtype arithmetic(absgd_dtype dtype) {
 
 /* ---- memory ---- */
 
-enum { MAX_BLOCKS = 64 };
+enum { MAX_BLOCKS = 64, FILLING = 0xa5 };
 static struct block {
     void *data, *before; /* before: NULL where nothing may be written at all */
     size_t size;
@@ -95,7 +100,7 @@ static inline void *allocate(size_t size, int is_output) {
     b->size = size;
     b->data = malloc(size ? size : 1);
     b->before = is_output ? malloc(size ? size : 1) : NULL;
-    memset(b->data, 0xa5, size);
+    memset(b->data, FILLING, size);
     return b->data;
 }
 
@@ -138,6 +143,15 @@ static inline void set_element(absgd_dtype dtype, void *x, int64_t i, double val
         case ABSGD_BFLOAT16: ((uint16_t *)x)[i] = absgd_bf16_store((float)value); break;
         default: ((float *)x)[i] = (float)value; break;
     }
+}
+
+/* Whether element i is what `allocate` left there. */
+static inline int is_filling(absgd_dtype dtype, const void *x, int64_t i) {
+    const uint8_t *bytes = (const uint8_t *)x + (size_t)i * size_of(dtype);
+    for (size_t k = 0; k < size_of(dtype); k++) {
+        if (bytes[k] != FILLING) return 0;
+    }
+    return 1;
 }
 
 /* n numbers of dtype: eighths in [low, low + 32), or any doubles, rounded. */
@@ -185,6 +199,17 @@ static inline int all_within(absgd_dtype dtype, const void *x, int64_t n, double
         if (!(fabs(element(dtype, x, i)) <= limit)) return 0;
     }
     return 1;
+}
+
+/* ---- the target ---- */
+
+static void call(input *in); /* each file's own */
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
+    input in = {data, size};
+    call(&in);
+    free_all();
+    return 0;
 }
 
 #endif

@@ -210,6 +210,21 @@ static double difference(loss_of_sample loss, const void *spec, const double *x,
     return (up - loss(spec, moved, i)) / (2 * h);
 }
 
+/* loss and grad, of exact upstream gradients, against a plain loss and its differences. */
+static void expect_results(absgd_dtype dtype, loss_of_sample of, const void *spec, const double *x,
+                           const double *exact, const void *loss, const void *grad,
+                           const char *the_loss, const char *the_gradient) {
+    const absgd_dtype real = arithmetic(dtype);
+    for (int i = 0; i < SAMPLES; i++) {
+        expect_close(get(real, loss, i), of(spec, x, i), 3 * DIGITS[real], the_loss);
+        for (int c = 0; c < CLASSES; c++) {
+            expect_close(get(dtype, grad, i * CLASSES + c),
+                         exact[i] * difference(of, spec, x, i, c), fmax(1e-7, 10 * DIGITS[dtype]),
+                         the_gradient);
+        }
+    }
+}
+
 static double class_weight[CLASSES], margin[CLASSES], offset[CLASSES], targets[LOGITS];
 static int64_t labels[SAMPLES] = {0, 4, 2, -100, 1, 3};
 static int is_soft, has_margin;
@@ -257,15 +272,8 @@ static void test_softmax(absgd_dtype dtype, int soft, double gamma, double smoot
     expect_ok(
         absgd_softmax_loss_backward(dtype, &spec, stored, y, q, saved, upstream, grad, 0, SAMPLES),
         "absgd_softmax_loss_backward");
-    for (int i = 0; i < SAMPLES; i++) {
-        expect_close(get(real, loss, i), softmax_reference(&spec, x, i), 3 * DIGITS[real],
-                     "softmax loss");
-        for (int c = 0; c < CLASSES; c++) {
-            expect_close(get(dtype, grad, i * CLASSES + c),
-                         exact[i] * difference(softmax_reference, &spec, x, i, c),
-                         fmax(1e-7, 10 * DIGITS[dtype]), "softmax gradient");
-        }
-    }
+    expect_results(dtype, softmax_reference, &spec, x, exact, loss, grad, "softmax loss",
+                   "softmax gradient");
 }
 
 static double sigmoid_reference(const void *spec, const double *x, int i) {
@@ -302,15 +310,8 @@ static void test_sigmoid(absgd_dtype dtype, double alpha, double gamma, double s
     expect_ok(absgd_sigmoid_loss_backward(dtype, &spec, stored, real_target, known, upstream, grad,
                                           0, SAMPLES),
               "absgd_sigmoid_loss_backward");
-    for (int i = 0; i < SAMPLES; i++) {
-        expect_close(get(real, loss, i), sigmoid_reference(&spec, x, i), 3 * DIGITS[real],
-                     "sigmoid loss");
-        for (int c = 0; c < CLASSES; c++) {
-            expect_close(get(dtype, grad, i * CLASSES + c),
-                         exact[i] * difference(sigmoid_reference, &spec, x, i, c),
-                         fmax(1e-7, 10 * DIGITS[dtype]), "sigmoid gradient");
-        }
-    }
+    expect_results(dtype, sigmoid_reference, &spec, x, exact, loss, grad, "sigmoid loss",
+                   "sigmoid gradient");
 }
 
 int main(void) {
