@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 import time
 from collections.abc import Sequence
 from functools import cache
@@ -29,15 +28,12 @@ from baselines.classifiers import adjust_logits
 from data.memory import normalised
 from data.named import load_cifar
 from data.order import seed_of
-from engine import checkpoint, loop
+from engine import checkpoint, loop, report
+from studies import records
 
 STAGE_TWO, EPOCHS = 160, 172
-FORM = [
-    "--channels-last",
-    "--compile",
-    "--device",
-    "cpu",
-]  # float32: bfloat16 is slow without AVX-512
+# In float32, whatever stage one was: bfloat16 is slow without AVX-512.
+FORM = ["--channels-last", "--compile", "--device", "cpu"]
 SGD = ["--optimizer", "sgd"]
 SNIPPET = ["--lam", "ess:0.8:rate=1", "--keep-loss"]
 CB = ["--class-balance", "drw"]
@@ -90,7 +86,7 @@ def stage_two(args: argparse.Namespace, run: tuple[str, float, int, int]) -> dic
     """Trains what is left of a run's stage two and judges it."""
     method, factor, seed, draw = run
     directory = args.work / name_of(*run)
-    start = in_float32(args.stage_one / f"cifar10-lt-100-seed{seed}", args.work)
+    start = args.stage_one / f"cifar10-lt-100-seed{seed}" / "checkpoint.pt"
     words = words_of(method, factor, seed)
     options = train.parse([*words, "--data-dir", str(args.data), "--stage-one", str(start),
                            "--stop-epoch", str(EPOCHS), "--output-dir", str(directory),
@@ -110,17 +106,6 @@ def stage_two(args: argparse.Namespace, run: tuple[str, float, int, int]) -> dic
         "class_counts": task.class_counts, "cpu_seconds": round(time.process_time() - began),
         "training_loss": [round(r["loss"], 4) for r in log if r["epoch"] >= STAGE_TWO], **made,
     }  # fmt: skip
-
-
-def in_float32(stage_one: Path, work: Path) -> Path:
-    """Its checkpoint as one that may go on in float32, with the records beside it."""
-    directory = work / "stage_one" / stage_one.name
-    directory.mkdir(parents=True, exist_ok=True)
-    state = checkpoint.load(stage_one / "checkpoint.pt")
-    state["config"]["amp"] = None
-    checkpoint.save(state, directory / "checkpoint.pt")
-    (directory / "log.jsonl").write_bytes((stage_one / "log.jsonl").read_bytes())
-    return directory / "checkpoint.pt"
 
 
 @cache
@@ -191,8 +176,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", help="runs by name")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    git = ["git", "rev-parse", "--short", "HEAD"]
-    commit = subprocess.run(git, capture_output=True, text=True).stdout.strip()
+    commit = records.commit()
     for run in RUNS:
         name = name_of(*run)
         file = args.work / name / "judged.json"
@@ -200,9 +184,7 @@ def main() -> None:
             continue
         print(f"\n{time.strftime('%H:%M:%S')} {name}", flush=True)
         made = {**stage_two(args, run), "commit": commit, "torch": torch.__version__}
-        partial = file.with_suffix(".tmp")
-        partial.write_text(json.dumps(made, ensure_ascii=False))
-        partial.replace(file)
+        report.write_json(file, made)
         overall = sum(made["test"]["adjusted"][0]) / 10
         print(f"{time.strftime('%H:%M:%S')} {name}: {overall:.2f}", flush=True)
 

@@ -13,8 +13,6 @@ import argparse
 import itertools
 import json
 import math
-import platform
-import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,6 +22,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from studies import records
 from studies.reference import Weighting
 from studies.suite import Method, Training, train
 from studies.tasks import TASKS, UNTOUCHED, Task
@@ -100,21 +99,16 @@ def main() -> None:
         if not part.exists():
             task = (TASKS | UNTOUCHED)[name]("test")
             part.write_text(json.dumps(run(task, training, SEEDS)))
-    git = ["git", "rev-parse", "--short", "HEAD"]
     results = {
         "snippet": SNIPPET,
         "seeds": SEEDS,
         "trainings": [str(t) for t in TRAININGS],
         "command": " ".join(["python", *sys.argv]),
-        "machine": f"{platform.machine()}, one thread, torch {torch.__version__}",
-        "commit": subprocess.run(git, capture_output=True, text=True).stdout.strip(),
+        "machine": records.machine(),
+        "commit": records.commit(),
         "runs": [record for part in parts for record in json.loads(part.read_text())],
     }
-    lines = ",\n".join(json.dumps(r, ensure_ascii=False) for r in results["runs"])
-    head = json.dumps({**results, "runs": []}, ensure_ascii=False, indent=1)
-    (args.out / "suite.json").write_text(
-        head.replace('"runs": []', f'"runs": [\n{lines}\n]') + "\n"
-    )
+    records.write(results, "runs", args.out / "suite.json")
 
 
 if __name__ == "__main__":

@@ -8,9 +8,7 @@ A task that has its file in results/trials/ is not run again.
 from __future__ import annotations
 
 import argparse
-import json
 import math
-import subprocess
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -20,14 +18,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from studies import families, trials
+from studies import families, records, trials
 from studies.tasks import TASKS, UNTOUCHED, Task
 from studies.trials import Way
 
 SEEDS = list(range(10))
 TAUS, POWERS = [0.25 * i for i in range(1, 9)], [0.25 * i for i in range(1, 9)]
 POST = {"SGD": "SGD", "ABSGD": "ABSGD"}  # families whose classifier is adjusted afterwards
-MACHINE = "2 shared cores of an AMD EPYC (AVX2), one thread"
 
 Families = Callable[[Task], list[list[Way]]]
 STUDIES: dict[str, tuple[str, str, Families]] = {
@@ -144,8 +141,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     args.out.mkdir(parents=True, exist_ok=True)
-    git = ["git", "rev-parse", "--short", "HEAD"]
-    commit = subprocess.run(git, capture_output=True, text=True).stdout.strip()
+    commit = records.commit()
     for name in args.tasks:
         file = args.out / f"{name}.json"
         if file.exists():
@@ -153,18 +149,9 @@ def main() -> None:
         began = time.time()
         made = run(name)
         made |= {"command": f"python -m studies.run_trials --tasks {name}", "commit": commit,
-                 "machine": f"{MACHINE}, torch {torch.__version__}"}  # fmt: skip
-        write(made, file)
+                 "machine": records.machine()}  # fmt: skip
+        records.write(made, "methods", file)
         print(f"{time.strftime('%H:%M:%S')} {name}: {time.time() - began:.0f} s", flush=True)
-
-
-def write(made: dict[str, Any], file: Path) -> None:
-    """JSON with a line for each method."""
-    lines = ",\n".join(json.dumps(m, ensure_ascii=False) for m in made["methods"])
-    head = json.dumps({**made, "methods": []}, ensure_ascii=False, indent=1)
-    partial = file.with_suffix(".tmp")
-    partial.write_text(head.replace('"methods": []', f'"methods": [\n{lines}\n]') + "\n")
-    partial.replace(file)
 
 
 if __name__ == "__main__":

@@ -11,15 +11,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from studies import families, trials
-from studies.run_trials import MACHINE, SEEDS
+from studies import families, records, trials
+from studies.run_trials import SEEDS
 from studies.tasks import TASKS
 from studies.trials import Way
 
@@ -67,13 +66,11 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=RESULTS, help="holds trials/")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    git = ["git", "rev-parse", "--short", "HEAD"]
     made = {
         "parameters": {"ABSGD, size": SIZES, "ABSGD, λ": LAMS, "logit adjustment of SGD": TAUS,
                        "τ-normalised SGD": POWERS},
         "seeds": SEEDS, "command": "python -m studies.tradeoff",
-        "commit": subprocess.run(git, capture_output=True, text=True).stdout.strip(),
-        "machine": f"{MACHINE}, torch {torch.__version__}",
+        "commit": records.commit(), "machine": records.machine(),
         "networks": [curves(name, args.results / "trials")
                      for name in ("cifar_features", "cifar_features_1")
                      if (args.results / "trials" / f"{name}.json").exists()],
