@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Runs a command with the package's operators under AddressSanitizer and UBSan, built for it:
-#   tests/asan.sh python tests/step_twins.py 100000
+#   tests/asan.sh python tests/campaign/step_twins.py 100000
 # ABSGD_ASAN_DIR keeps the build from one command to the next.
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -20,4 +20,4 @@ cmake --install "$ABSGD_ASAN_DIR/build" --component python >/dev/null
 # Python itself is not built for it: its runtime comes first, then what throws, and leaks are not
 # looked for.
 LD_PRELOAD="$(gcc -print-file-name=libasan.so) $(gcc -print-file-name=libstdc++.so)" ASAN_OPTIONS=detect_leaks=0 \
-    PYTHONPATH=$package/..:$root/tests "$@"
+    PYTHONPATH=$package/.. "$@"

@@ -11,7 +11,7 @@ root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 folder=${1:?a folder for logs} share=${SHARE:-1}
 mkdir -p "$folder"
 folder=$(cd "$folder" && pwd)
-export OMP_NUM_THREADS=1 PYTHONPATH=${PYTHONPATH:-}:$root/tests
+export OMP_NUM_THREADS=1
 cd "$root"
 
 times() { python -c "print(max(1, round($1 * $share)))"; }
@@ -44,7 +44,7 @@ trainings() { # in parts, so that a stop loses little
 stage bad_inputs python tests/campaign/bad_inputs.py
 stage trainings trainings
 stage soak python tests/campaign/soak.py "$(times 1000000)"
-stage step_under_asan tests/asan.sh python tests/step_twins.py "$(times 100000)"
+stage step_under_asan tests/asan.sh python tests/campaign/step_twins.py "$(times 100000)"
 stage kills kills
 stage torchrun python -m pytest -q -p no:cacheprovider tests/distributed/test_torchrun.py
 stage c_abi_fuzzing tests/fuzz/run.sh "$(times 3600)" "$folder/corpus"

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import sys
 from dataclasses import replace
-from pathlib import Path
 
+import bad_inputs
 import pytest
+import trainings
 
 from torch_absgd import ABSGD
-
-sys.path.insert(0, str(Path(__file__).parent / "campaign"))
-import bad_inputs
-import trainings
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*out of reach:UserWarning")
 

@@ -49,23 +49,25 @@ def check_choice(name: str, value: object, allowed: tuple[object, ...]) -> None:
 
 
 INT64 = -(2**63), 2**63 - 1
+MOST_CLASSES = 10_000_000  # that fit into memory
 
 
 def check_integer(name: str, value: object, least: int = INT64[0], most: int = INT64[1]) -> int:
     """``value`` as an int; TypeError unless it is one, ValueError if it is out of bounds."""
     if not isinstance(value, Integral) or isinstance(value, bool):
         raise TypeError(f"{name} must be an integer, got {value!r}")
-    if value < least:
+    number = int(value)
+    if number < least:
         raise ValueError(f"Invalid {name} value: {value} (must be ≥ {least})")
-    if int(value) > most:
+    if number > most:
         raise ValueError(f"Invalid {name} value: {value} (must be ≤ {most})")
-    return int(value)
+    return number
 
 
 def check_profile(n_max: object, num_classes: object, imbalance_ratio: object) -> None:
     """Raises unless they are what `long_tailed_counts` documents."""
     largest = check_integer("n_max", n_max, least=1)
-    check_integer("num_classes", num_classes, least=1, most=10_000_000)  # that fit into memory
+    check_integer("num_classes", num_classes, least=1, most=MOST_CLASSES)
     is_allowed = is_real(imbalance_ratio) and 1 <= imbalance_ratio <= largest
     check_number("imbalance_ratio", imbalance_ratio, f"in [1, n_max = {n_max}]", is_allowed)
 

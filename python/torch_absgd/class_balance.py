@@ -39,7 +39,7 @@ def class_counts(dataset: Dataset[Any], num_classes: int | None = None) -> list[
         ValueError: they are not one a sample, or not in [0, C).
     """
     if num_classes is not None:
-        num_classes = _checks.check_integer("num_classes", num_classes, 1, 10_000_000)
+        num_classes = _checks.check_integer("num_classes", num_classes, 1, _checks.MOST_CLASSES)
     labels = targets_of(dataset)
     largest = int(labels.max())
     if num_classes is not None and largest >= num_classes:

@@ -144,7 +144,7 @@ def expected_calibration_error(logits: Tensor, target: Tensor, bins: int = 15) -
     Raises:
         TypeError, ValueError: as in `report`; ``bins`` is not an integer ≥ 1.
     """
-    bins = _checks.check_integer("bins", bins, least=1, most=10_000_000)
+    bins = _checks.check_integer("bins", bins, least=1, most=_checks.MOST_CLASSES)
     predicted, checked, target, _ = _checks.check_predictions(logits, target, name="logits")
     if checked is None:
         raise TypeError(f"logits must be floating point (N, C), got {logits.dtype}")

@@ -1,7 +1,8 @@
 """Random changes between steps, the same to ABSGD and to torch.optim.SGD, which must stay equal.
 
-A long run: ``python tests/step_twins.py 100000`` (steps, and the first seed if not 0). Under
-AddressSanitizer: ``tests/asan.sh python tests/step_twins.py 100000``.
+A long run, of so many steps (and from another seed than 0, if given), under AddressSanitizer:
+
+    tests/asan.sh python tests/campaign/step_twins.py 100000
 """
 
 from __future__ import annotations
