@@ -5,10 +5,10 @@ from __future__ import annotations
 import contextlib
 from dataclasses import replace
 
-import bad_inputs
 import pytest
-import trainings
 
+import bad_inputs
+import trainings
 from torch_absgd import ABSGD
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*out of reach:UserWarning")

@@ -8,9 +8,10 @@ import math
 import pytest
 import torch
 import torch.distributed as dist
+from torch import nn
+
 from parallel import batches, cut, largest_difference, losses, pair, whole
 from ranks import Ranks
-from torch import nn
 
 K = 3  # micro-batches
 MAX_NORM = 0.05

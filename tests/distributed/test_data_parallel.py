@@ -7,10 +7,10 @@ import math
 import pytest
 import torch
 import torch.distributed as dist
-from parallel import batches, copy_state, cut, largest_difference, losses, pair, small_model
-from ranks import Ranks
 
 import torch_absgd as ta
+from parallel import batches, copy_state, cut, largest_difference, losses, pair, small_model
+from ranks import Ranks
 
 WRAPPERS = ["ddp", "fsdp2"]
 LAMBDAS = [0.3, math.inf, -1.0]

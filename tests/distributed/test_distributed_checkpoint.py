@@ -10,8 +10,6 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
-from parallel import RULE, batches, cut, losses, small_model, whole, wrapped
-from ranks import Ranks
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
@@ -24,6 +22,8 @@ from torch.distributed.checkpoint.state_dict import (
 )
 
 import torch_absgd as ta
+from parallel import RULE, batches, cut, losses, small_model, whole, wrapped
+from ranks import Ranks
 
 STOP, END = 6, 12
 

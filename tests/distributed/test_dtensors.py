@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
-from parallel import whole
-from ranks import Ranks
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
 from torch.distributed.tensor.placement_types import Placement
 
 import torch_absgd as ta
+from parallel import whole
+from ranks import Ranks
 
 HYPER = {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.01}
 PLACEMENTS: dict[str, Placement] = {

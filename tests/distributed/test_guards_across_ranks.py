@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from parallel import batches, cut, largest_difference, losses, small_model, wrapped
-from ranks import Ranks
 
 import torch_absgd as ta
+from parallel import batches, cut, largest_difference, losses, small_model, wrapped
+from ranks import Ranks
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "cap": {"lam": 0.3, "max_weight": 1.5},

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.distributed as dist
-from parallel import batches, cut, largest_difference, losses, pair
-from ranks import Ranks
 
 import torch_absgd as ta
+from parallel import batches, cut, largest_difference, losses, pair
+from ranks import Ranks
 
 RULES = {
     "ess": ta.EffectiveSampleSize(0.6),

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from parallel import pair
-from ranks import Ranks
 
 import torch_absgd as ta
+from parallel import pair
+from ranks import Ranks
 
 
 def attach(wrapper: str) -> None:

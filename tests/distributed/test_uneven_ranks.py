@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.distributed as dist
-from parallel import batches, largest_difference, losses, pair
-from ranks import Ranks
 from torch.distributed.algorithms.join import Join
 
 import torch_absgd as ta
+from parallel import batches, largest_difference, losses, pair
+from ranks import Ranks
 
 
 def run_out(lam: float | ta.LamRule) -> tuple[float, float]:

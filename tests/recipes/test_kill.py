@@ -11,10 +11,10 @@ import time
 import numpy as np
 import pytest
 from PIL import Image
-from runs import assert_same_run
 
 import train
 from engine import checkpoint
+from runs import assert_same_run
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
 

@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-from runs import assert_same_run, break_off
 
 import train
 from baselines import meta
 from baselines.methods import METHODS
 from engine import checkpoint, report
+from runs import assert_same_run, break_off
 from studies import runs
 
 pytestmark = pytest.mark.usefixtures("no_pictures")

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from runs import assert_same_run, records_of
 
 import models
 import train
@@ -15,6 +14,7 @@ from data import memory, named
 from data.source import Source
 from engine import checkpoint, folder
 from engine.run import Run
+from runs import assert_same_run, records_of
 
 pytestmark = pytest.mark.usefixtures("no_pictures")  # whole_run has them
 

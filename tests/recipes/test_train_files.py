@@ -16,7 +16,6 @@ import pytest
 import torch
 import torchvision
 from PIL import Image
-from runs import assert_same_run, break_off, records_of
 
 import evaluate
 import models
@@ -24,6 +23,7 @@ import train
 from data import decode, image_files, lists
 from data.order import EpochBatches
 from engine import checkpoint
+from runs import assert_same_run, break_off, records_of
 
 # torchvision's decoders are to give way to torchcodec's one day; recipes then decode with PIL.
 pytestmark = [

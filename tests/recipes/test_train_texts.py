@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from runs import assert_same_run, break_off
 from torch import nn
 
 import evaluate
@@ -19,6 +18,7 @@ import train
 from data import text
 from data.order import EpochBatches
 from engine.run import Run
+from runs import assert_same_run, break_off
 
 pytestmark = pytest.mark.usefixtures("no_pictures")  # whole_run has them
 
