@@ -131,6 +131,7 @@ class Accumulation:
 
     # ---- arithmetic
 
+    @torch.no_grad()
     def weigh(
         self,
         losses: Tensor,

@@ -175,17 +175,17 @@ class AttentionalLoss(nn.Module):
         Returns:
             a scalar tensor.
         """
-        criterion = self.criterion
+        criterion, weigher = self.criterion, self.weigher
         if (
             self.training
             and torch.is_grad_enabled()
-            and can_weigh_at_once(criterion, input, target, self.weigher)
+            and can_weigh_at_once(criterion, input, target, weigher)
         ):
             _rule_checks.check_beside(input, target, mask, weight)
             total = weigh_at_once(
-                criterion, input, target, self.weigher, mask, weight, self.class_weight
+                criterion, input, target, weigher, mask, weight, self.class_weight
             )
-            self._watch_classes(target)
+            _watch_classes(weigher, target)
             return total
         losses = criterion(input, target)
         not_ignored = counted(criterion, target)
@@ -196,7 +196,7 @@ class AttentionalLoss(nn.Module):
             weight = base if weight is None else weight * base
         total = self.weigh(losses, mask, weight)
         if self.training:
-            self._watch_classes(target)
+            _watch_classes(weigher, target)
         return total
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> AttentionalLoss:
@@ -205,18 +205,6 @@ class AttentionalLoss(nn.Module):
         if kept is not None and self.class_weight is not None:
             self.class_weight = kept.to(self.class_weight.device)  # in its own dtype
         return self
-
-    def _watch_classes(self, target: Any) -> None:
-        weights = self.weights
-        if (
-            not torch.compiler.is_compiling()
-            and self.weigher.state.is_negative
-            and isinstance(target, Tensor)
-            and target.dtype is torch.int64
-            and weights is not None
-            and weights.shape == target.shape
-        ):
-            self.weigher.watch.look_at_classes(self.weigher.state, weights, target)
 
     def weigh(
         self, losses: Tensor, mask: Tensor | None = None, weight: Tensor | None = None
@@ -321,3 +309,16 @@ def gathered(class_weight: Tensor, target: Tensor, losses: Tensor, mask: Tensor 
     out = (target < 0) | (target >= len(class_weight))
     measure: Tensor = class_weight[target.masked_fill(out, 0)].masked_fill(out, 1)
     return measure
+
+
+def _watch_classes(weigher: Weigher, target: Any) -> None:
+    if not weigher.state.is_negative or torch.compiler.is_compiling():
+        return
+    weights = weigher.weights
+    if (
+        isinstance(target, Tensor)
+        and target.dtype is torch.int64
+        and weights is not None
+        and weights.shape == target.shape
+    ):
+        weigher.watch.look_at_classes(weigher.state, weights, target)

@@ -52,8 +52,7 @@ class Weigher:
         _rule_checks.check_losses(losses, mask, weight)
         if not torch.is_grad_enabled():
             return plain_mean(losses, mask, weight)
-        with torch.no_grad():
-            rows = self._next_weights(losses.detach(), mask, base_measure(weight, losses))
+        rows = self._next_weights(losses.detach(), mask, base_measure(weight, losses))
         total = weighted_sum(rows[1], losses, mask)
         if self.accumulation is not None and not self.is_frozen:
             self.accumulation.expect_backward(total)
@@ -253,7 +252,9 @@ def weighted_sum(coefficients: Tensor, losses: Tensor, mask: Tensor | None) -> T
         losses = losses.float()
     if mask is not None:
         losses = losses.masked_fill(~mask, 0)
-    return _dot(coefficients.reshape(-1), losses.reshape(-1))
+    if losses.dim() > 1:  # else a node more in the graph, for nothing
+        coefficients, losses = coefficients.reshape(-1), losses.reshape(-1)
+    return _dot(coefficients, losses)
 
 
 def _dot(coefficients: Tensor, losses: Tensor) -> Tensor:
