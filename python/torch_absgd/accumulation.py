@@ -110,8 +110,9 @@ class Accumulation:
                 "pass this is"
             )
         self.phase = Phase.PARTIAL  # a second pass, of retain_graph=True, adds its gradients again
-        if self.ranks.world_size() == 1:
-            Variable._execution_engine.queue_callback(self._after_backward)
+        # Twice in the queue: DDP and FSDP put there, during the pass, what writes the gradients.
+        queue = Variable._execution_engine.queue_callback
+        queue(lambda: queue(self._after_backward))
 
     def _after_backward(self) -> None:
         self.left = [(g, g._version) for g in self.gradients()]
@@ -208,11 +209,11 @@ class Accumulation:
     def _were_zeroed(self) -> bool:
         """Whether the gradients were set to 0 since their backward pass, as by
         ``model.zero_grad(set_to_none=False)``, which nobody else hears of. Their values are looked
-        at, and a device waited for, only where they were written to. Not seen with several ranks,
-        where the collective writes to them too."""
+        at, and a device waited for, only where they were written to."""
         if not any(g._version != version for g, version in self.left):
             return False
-        return all(g.layout is torch.strided and not g.any() for g, _ in self.left)
+        local = [_local(g) for g, _ in self.left]
+        return all(g.layout is torch.strided and not g.any() for g in local)
 
 
 def _local(t: Tensor) -> Tensor:

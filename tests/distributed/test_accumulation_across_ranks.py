@@ -202,3 +202,30 @@ def penalise(after: bool) -> float:
 def test_a_penalty_belongs_after_finalize_grads(two: Ranks) -> None:
     assert all(difference < 1e-10 for difference in two.run(penalise, True))
     assert all(difference > 1e-6 for difference in two.run(penalise, False))
+
+
+def zero_within_a_window(wrapper: str, no_sync: bool) -> float:
+    """Micro-batches that ``model.zero_grad(set_to_none=False)`` drops, and then a whole step."""
+    (single, single_opt), (model, opt) = pair(wrapper, 0.5)
+    for step, batch in enumerate(batches(8)):
+        single_opt.weigh(losses(single, batch)).backward()
+        parts = cut(batch, K * dist.get_world_size(), seed=step)[
+            dist.get_rank() :: dist.get_world_size()
+        ]
+        dropped = [(3 * x, y) for x, y in parts[: 1 + step % 2]]
+        for i, data in enumerate(dropped + parts):
+            if i == len(dropped):
+                model.zero_grad(set_to_none=False)
+            with syncs(model, no_sync, i == len(dropped) + K - 1), opt.accumulate():
+                opt.weigh(losses(model, data)).backward()
+        for o in (single_opt, opt):
+            o.step()
+            o.zero_grad()
+    return max(largest_difference(model, single), (opt.log_s - single_opt.log_s).abs().item())
+
+
+@pytest.mark.parametrize(("wrapper", "no_sync"), [("ddp", True), ("ddp", False), ("fsdp2", False)])
+def test_the_model_zeroes_its_gradients_in_the_middle(
+    ranks: Ranks, wrapper: str, no_sync: bool
+) -> None:
+    assert max(ranks.run(zero_within_a_window, wrapper, no_sync)) < 1e-10
