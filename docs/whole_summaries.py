@@ -1,4 +1,4 @@
-"""For mkdocstrings, whose summaries are a docstring's first line: its first paragraph becomes one."""
+"""For mkdocstrings, whose summaries are a docstring's first line: makes its first paragraph one."""
 
 from __future__ import annotations
 
