@@ -158,8 +158,8 @@ class KLRadius(LamRule):
     weights).
 
     Args:
-        radius: in nats, > 0. A batch reaches only what is below −log(w*/Σw), w* being the weight at
-            its largest loss (its smallest, where ``noisy``): log B without base weights.
+        radius: in nats, > 0. A batch reaches only what is below ``−log(w*/Σw)``, ``w*`` being the
+            weight at its largest loss (its smallest, where ``noisy``): log B without base weights.
         noisy, rate, low, high: see `LamRule`.
 
     Raises:

@@ -35,6 +35,7 @@ def test_the_pages_build_without_a_warning(tmp_path: Path) -> None:
     api = (tmp_path / "api" / "index.html").read_text(encoding="utf-8")
     for name in ("AttentionalLoss.weigh", "LamScheduler"):
         assert f'id="torch_absgd.{name}"' in api
+    assert "in a package that was built with CUDA" in api  # a summary of two lines
     assert ":math:" not in api and ".. math" not in api
 
 
@@ -72,6 +73,15 @@ def test_links_lead_to_files(page: Path) -> None:
     for target in LINK.findall(page.read_text(encoding="utf-8")):
         if not target.startswith(("http://", "https://", "#")) and "imports.svg" not in target:
             assert (page.parent / target.split("#")[0]).exists(), f"{page}: {target}"
+
+
+def test_troubleshooting_quotes_messages_that_the_package_has() -> None:
+    package = "".join(path.read_text("utf-8") for path in (ROOT / "python").rglob("*.py"))
+    package = re.sub(r'"\s+f?"', "", package)  # strings that stand side by side
+    page = (DOCS / "troubleshooting.md").read_text(encoding="utf-8")
+    messages = re.findall(r'^## "(.+)"$', page, re.MULTILINE)
+    assert len(messages) >= 3
+    assert [message for message in messages if message not in package] == []
 
 
 def test_words_are_spelt() -> None:

@@ -1,10 +1,11 @@
-"""AttentionalLoss in the usual loop of accelerate, skorch, ignite and MONAI: to the last bit
-the numbers of a plain loop, and their traps."""
+"""AttentionalLoss in the usual loop of accelerate, skorch, ignite, MONAI and fastai: to the last
+bit the numbers of a plain loop, and their traps. MONAI and fastai run nightly."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import digits
@@ -93,7 +94,31 @@ def with_monai(model: nn.Module, criterion: ta.AttentionalLoss) -> None:
     ).run()  # fmt: skip
 
 
-@pytest.mark.parametrize("train", [with_accelerate, with_skorch, with_ignite, with_monai])
+def fastai_learner(model: nn.Module, opt: Callable[..., Any], **options: Any) -> Any:
+    pytest.importorskip("fastai", reason="a nightly run has it")
+    from fastai.data.core import DataLoaders
+    from fastai.learner import Learner
+    from fastai.optimizer import OptimWrapper
+
+    batches = DataLoaders(loader(), loader(), device=torch.device("cpu"))
+    return Learner(
+        batches, model, opt_func=partial(OptimWrapper, opt=opt), lr=0.05, metrics=[], **options
+    )
+
+
+def with_fastai(model: nn.Module, criterion: ta.AttentionalLoss) -> None:
+    learner = fastai_learner(model, partial(SGD, lr=0.05), loss_func=criterion)
+    learner.fit(EPOCHS)
+    log_s = criterion.log_s
+    (loss,) = learner.validate()  # under no_grad: the plain mean
+    assert loss == pytest.approx(F.cross_entropy(model(X), Y).item(), rel=1e-5)
+    assert torch.equal(criterion.log_s, log_s)
+
+
+TRAINERS = [with_accelerate, with_skorch, with_ignite, with_monai, with_fastai]
+
+
+@pytest.mark.parametrize("train", TRAINERS)
 def test_the_numbers_are_the_plain_loop_s(train: Callable[..., None]) -> None:
     ends: list[list[Tensor]] = []
     for run, lam in ((plain_loop, 1.0), (train, 1.0), (plain_loop, 2.0)):
@@ -104,3 +129,36 @@ def test_the_numbers_are_the_plain_loop_s(train: Callable[..., None]) -> None:
     expected, ours, other = ends
     assert all(map(torch.equal, ours, expected))
     assert not any(map(torch.equal, other, expected))  # λ does matter to them
+
+
+def test_fastai_steps_and_saves_an_absgd(tmp_path: Path) -> None:
+    absgd = partial(ta.ABSGD, momentum=0.9, lam=1.0)
+
+    def learner_and_criterion() -> tuple[Any, ta.AttentionalLoss]:
+        torch.manual_seed(0)
+        learner = fastai_learner(digits.small_model(), absgd, loss_func=nn.CrossEntropyLoss())
+        learner.create_opt()
+        criterion = ta.AttentionalLoss(
+            nn.CrossEntropyLoss(reduction="none"), optimizer=learner.opt.opt
+        )
+        learner.loss_func = criterion
+        return learner, criterion
+
+    learner, criterion = learner_and_criterion()
+    learner.fit(EPOCHS)
+    torch.manual_seed(0)
+    model = digits.small_model()
+    opt = absgd(model.parameters(), lr=0.05)
+    for _ in range(EPOCHS):
+        for x, y in loader():
+            opt.weigh(F.cross_entropy(model(x), y, reduction="none")).backward()
+            opt.step()
+            opt.zero_grad()
+    assert all(map(torch.equal, learner.model.parameters(), model.parameters()))
+    assert torch.equal(criterion.log_s, opt.log_s)
+
+    learner.save(tmp_path / "learner")
+    other, resumed = learner_and_criterion()
+    assert not torch.equal(resumed.log_s, criterion.log_s)
+    other.load(tmp_path / "learner", with_opt=True)
+    assert torch.equal(resumed.log_s, criterion.log_s)
