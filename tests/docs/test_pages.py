@@ -15,8 +15,9 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
 LINK = re.compile(r"\]\(([^)\s]+)\)")
-PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")]
-PAGES += [ROOT / "recipes" / "README.md", *sorted(DOCS.glob("*.md"))]
+FOLDERS = ("", "docs", "recipes", "recipes/studies", "recipes/studies/results", "cuda", "tests")
+PAGES = [page for folder in (*FOLDERS, "tests/bench") for page in (ROOT / folder).glob("*.md")]
+PAGES = sorted(page for page in PAGES if page.name != "words.md")  # of which RESULTS.md is made
 
 
 def run(*command: str | Path, **variables: str) -> str:

@@ -1,5 +1,5 @@
-"""AttentionalLoss in the usual loop of accelerate, skorch, ignite, MONAI and fastai: to the last
-bit the numbers of a plain loop, and their traps. MONAI and fastai run nightly."""
+"""AttentionalLoss in each framework's usual loop: to the last bit the numbers of a plain loop, and
+their traps. MONAI and fastai run nightly."""
 
 from __future__ import annotations
 
@@ -38,6 +38,65 @@ def plain_loop(model: nn.Module, criterion: ta.AttentionalLoss) -> None:
             criterion(model(x), y).backward()
             opt.step()
             opt.zero_grad()
+
+
+def with_lightning(model: nn.Module, criterion: ta.AttentionalLoss) -> None:
+    L = pytest.importorskip("lightning")
+
+    class Module(L.LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model, self.criterion = model, criterion
+
+        def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+            return self.criterion(self.model(batch[0]), batch[1])
+
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            return SGD(self.model.parameters())
+
+    quiet = ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary")
+    trainer = L.Trainer(accelerator="cpu", max_epochs=EPOCHS, **dict.fromkeys(quiet, False))
+    trainer.fit(Module(), loader())
+
+
+def with_hf_trainer(model: nn.Module, criterion: ta.AttentionalLoss) -> None:
+    transformers = pytest.importorskip("transformers")
+
+    class Classifier(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model, self.criterion = model, criterion
+
+        def forward(self, x: Tensor, labels: Tensor) -> dict[str, Tensor]:
+            logits = self.model(x)
+            return {"loss": self.criterion(logits, labels), "logits": logits}
+
+    class InOrder(transformers.Trainer):
+        def get_train_dataloader(self) -> DataLoader[Any]:
+            return DataLoader(self.train_dataset, BATCH)  # as it is: no shuffling
+
+    samples = [{"x": x, "labels": y} for x, y in zip(X, Y, strict=True)]
+    settings = transformers.TrainingArguments(
+        num_train_epochs=EPOCHS, lr_scheduler_type="constant", max_grad_norm=0, use_cpu=True,
+        save_strategy="no", logging_strategy="no", report_to="none", disable_tqdm=True,
+    )  # fmt: skip
+    opt = SGD(model.parameters())
+    InOrder(Classifier(), settings, train_dataset=samples, optimizers=(opt, None)).train()
+
+
+def with_timm(model: nn.Module, criterion: ta.AttentionalLoss) -> None:
+    """timm brings no loop of its own: its optimizer factory and its scheduler."""
+    timm_optim = pytest.importorskip("timm.optim")
+    from timm.scheduler import StepLRScheduler
+
+    opt = timm_optim.create_optimizer_v2(model, opt="momentum", lr=0.05, momentum=0.9)
+    schedule = StepLRScheduler(opt, decay_t=10 * EPOCHS)
+    for epoch in range(EPOCHS):
+        for x, y in loader():
+            criterion(model(x), y).backward()
+            opt.step()
+            opt.zero_grad()
+        schedule.step(epoch + 1)
 
 
 def with_accelerate(model: nn.Module, criterion: ta.AttentionalLoss) -> None:
@@ -115,7 +174,10 @@ def with_fastai(model: nn.Module, criterion: ta.AttentionalLoss) -> None:
     assert torch.equal(criterion.log_s, log_s)
 
 
-TRAINERS = [with_accelerate, with_skorch, with_ignite, with_monai, with_fastai]
+TRAINERS = [
+    with_lightning, with_hf_trainer, with_timm, with_accelerate, with_skorch, with_ignite,
+    with_monai, with_fastai,
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("train", TRAINERS)
