@@ -98,9 +98,8 @@ def main() -> None:
     for (name, training), part in tqdm(list(zip(plan, parts, strict=True))):
         if not part.exists():
             task = (TASKS | UNTOUCHED)[name]("test")
-            records.write(
-                {"commit": records.commit(), "runs": run(task, training, SEEDS)}, "runs", part
-            )
+            of_part = {"commit": records.commit(), "runs": run(task, training, SEEDS)}
+            records.write(of_part, "runs", part)
     made = [json.loads(part.read_text()) for part in parts]
     results = {
         "snippet": SNIPPET,
