@@ -315,8 +315,8 @@ TASKS: dict[str, Callable[[str], Task]] = {
     f.__name__: f
     for f in (
         digits_lt, digits_hidden, digits_noise, digits_balanced, breast_cancer, wine, synthetic,
-        imdb, imdb_lstm, cifar_features, cifar_features_1, cifar_hidden, cifar_hidden_1, cifar_noise,
-        cifar_noise_40,
+        imdb, imdb_lstm, cifar_features, cifar_features_1, cifar_hidden, cifar_hidden_1,
+        cifar_noise, cifar_noise_40,
     )
 }  # fmt: skip
 UNTOUCHED = {f.__name__: f for f in (clothes_lt, clothes_hidden)}
