@@ -58,19 +58,19 @@ def methods(task: Task, training: Training) -> dict[tuple[str, bool, float], Met
 def run(task: Task, training: Training, seeds: Sequence[int]) -> list[dict[str, Any]]:
     planned = methods(task, training)
     made = train(task, list(planned.values()), seeds, training)
-    records = []
+    runs = []
     for (name, balanced, start), accuracy, watched in zip(
         planned, made["accuracy"], made["watch"], strict=True
     ):
         average, worst = summary(accuracy)
-        records.append({
+        runs.append({
             "task": task.name, "training": str(training),
             "method": name, "class_weights": balanced, "start": start,
             "average": rounded(average), "worst": rounded(worst),
             "size": rounded(watched[:, :, 0].nanmean(1)),
             "length": rounded(watched[:, :, 1].nanmean(1)),
         })  # fmt: skip
-    return records
+    return runs
 
 
 def summary(accuracy: Tensor) -> tuple[Tensor, Tensor]:
@@ -98,15 +98,17 @@ def main() -> None:
     for (name, training), part in tqdm(list(zip(plan, parts, strict=True))):
         if not part.exists():
             task = (TASKS | UNTOUCHED)[name]("test")
-            part.write_text(json.dumps(run(task, training, SEEDS)))
+            of_part = {"commit": records.commit(), "runs": run(task, training, SEEDS)}
+            records.write(of_part, "runs", part)
+    made = [json.loads(part.read_text()) for part in parts]
     results = {
         "snippet": SNIPPET,
         "seeds": SEEDS,
         "trainings": [str(t) for t in TRAININGS],
         "command": " ".join(["python", *sys.argv]),
         "machine": records.machine(),
-        "commit": records.commit(),
-        "runs": [record for part in parts for record in json.loads(part.read_text())],
+        "commit": ", ".join(dict.fromkeys(part["commit"] for part in made)),
+        "runs": [record for part in made for record in part["runs"]],
     }
     records.write(results, "runs", args.out / "suite.json")
 

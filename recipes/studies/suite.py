@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from studies.lstm_rows import LSTMRows
 from studies.reference import Rule, Weighting
 from studies.tasks import Task
 
@@ -78,6 +79,12 @@ class Rows:
         return x
 
 
+def made_rows(task: Task, seeds: Sequence[int], methods: int) -> Rows | LSTMRows:
+    if task.num_words:
+        return LSTMRows(task.num_words, task.hidden, task.num_classes, seeds, methods)
+    return Rows(task, seeds, methods)
+
+
 def schedule(method: Method, epoch: int, epochs: int) -> tuple[float, float]:
     """λ and target in force in an epoch; 1/λ and 1 − target grow linearly over ``over``."""
     start, over = round(method.start * epochs), round(method.over * epochs)
@@ -96,7 +103,7 @@ Weigh = Callable[[Tensor, Tensor], Tensor]
 def train(task: Task, methods: Sequence[Method], seeds: Sequence[int], training: Training) -> dict:
     """Accuracy [methods, seeds, groups] and, of the first selective steps, what the weights do."""
     S, M, E = len(seeds), len(methods), task.epochs
-    rows = Rows(task, seeds, M)
+    rows = made_rows(task, seeds, M)
     optimizer = training.make(rows.parameters)
     rule = Rule([m.weighting for m in methods for _ in seeds])
     subsets = [task.subset(seed) for seed in seeds]
@@ -146,7 +153,7 @@ def look(
 
 
 @torch.no_grad()
-def evaluate(rows: Rows, task: Task) -> Tensor:
+def evaluate(rows: Rows | LSTMRows, task: Task) -> Tensor:
     """[rows, groups]: the accuracy on each group; NaN for a group that is not there."""
     G = len(task.counts)
     total = torch.bincount(task.held.group, minlength=G)

@@ -18,10 +18,13 @@ from pathlib import Path
 import numpy as np
 import torch
 from sklearn.datasets import load_breast_cancer, load_digits, load_wine, make_classification
+from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.model_selection import train_test_split
 from torch import Tensor
+from torch.nn import functional as F
 
 import torch_absgd as ta
+from data.text import SPECIAL, Vocabulary
 
 DATA = Path(os.environ.get("ABSGD_DATA", "../shared/data"))
 
@@ -46,6 +49,7 @@ class Task:
     batch_size: int = 64
     noise: float = 0.0  # share of labels drawn at random
     has_class_weights: bool = True
+    num_words: int = 0  # > 0: x are ids of so many words, for an LSTM
 
     @property
     def num_classes(self) -> int:
@@ -160,28 +164,63 @@ def synthetic(judged_on: str) -> Task:
 
 
 @cache
-def imdb_words() -> tuple[Part, Part]:
-    """tf-idf of the thousand most frequent words, rows of length 10; IMDB's own test set."""
-    from sklearn.feature_extraction.text import TfidfVectorizer
+def imdb_texts() -> tuple[list[str], Tensor, list[str], Tensor]:
+    """IMDB's reviews and whether they are positive: its training set, its test set."""
 
     def read(name: str) -> tuple[list[str], Tensor]:
         files = [f for c in ("neg", "pos") for f in sorted((DATA / "aclImdb" / name / c).iterdir())]
         return [f.read_text() for f in files], torch.tensor([f.parent.name == "pos" for f in files])
 
-    (texts, y), (test_texts, test_y) = read("train"), read("test")
+    return *read("train"), *read("test")
+
+
+@cache
+def imdb_words() -> tuple[Part, Part]:
+    """tf-idf of the thousand most frequent words, rows of length 10."""
+    texts, y, test_texts, test_y = imdb_texts()
     vectors = TfidfVectorizer(max_features=1000, sublinear_tf=True, dtype=np.float32)
     x, test_x = vectors.fit_transform(texts), vectors.transform(test_texts)
     made = [(x, y.long()), (test_x, test_y.long())]
     return tuple(Part(10 * torch.from_numpy(x.toarray()), y, y) for x, y in made)  # type: ignore[return-value]
 
 
-def imdb(judged_on: str) -> Task:
-    train, held = imdb_words()
+@cache
+def imdb_endings(length: int, num_words: int) -> tuple[Part, Part]:
+    """The last ``length`` words of each review as ids, 0 before it begins, 1 for a rare word."""
+    texts, y, test_texts, test_y = imdb_texts()
+    vocabulary = Vocabulary(texts, num_words - SPECIAL)
+
+    def ids(texts: Sequence[str]) -> Tensor:
+        rows = [row[-length:] for row in vocabulary.encode(texts, 10**6)]
+        return torch.stack([F.pad(torch.tensor(row), (length - len(row), 0)) for row in rows])
+
+    made = [(ids(texts), y.long()), (ids(test_texts), test_y.long())]
+    return tuple(Part(x, y, y) for x, y in made)  # type: ignore[return-value]
+
+
+def imdb_task(
+    name: str, made: tuple[Part, Part], judged_on: str, ratio: int, most: int, **kind: int
+) -> Task:
+    """``ratio`` negative reviews, ``most`` in all, for a positive one; judged on 5,000."""
+    train, held = made
     if judged_on == "validation":
         train, held = split(train, 0.2)
     else:
         held, _ = split(held, 0.8)
-    return Task("IMDB words, ρ = 10", train, held, long_tail(train, 10, 2000)[::-1], 0, 15)
+    return Task(name, train, held, long_tail(train, ratio, most)[::-1], **kind)
+
+
+def imdb(judged_on: str) -> Task:
+    made = imdb_words()
+    return imdb_task("IMDB words, ρ = 10", made, judged_on, 10, 2000, hidden=0, epochs=15)
+
+
+def imdb_lstm(judged_on: str) -> Task:
+    """At ρ = 10, plain SGD on so few short texts learns the common class alone."""
+    made = imdb_endings(length=30, num_words=500)
+    return imdb_task(
+        "IMDB LSTM, ρ = 4", made, judged_on, 4, 1600, hidden=16, epochs=10, num_words=500
+    )
 
 
 @cache
@@ -276,8 +315,8 @@ TASKS: dict[str, Callable[[str], Task]] = {
     f.__name__: f
     for f in (
         digits_lt, digits_hidden, digits_noise, digits_balanced, breast_cancer, wine, synthetic,
-        imdb, cifar_features, cifar_features_1, cifar_hidden, cifar_hidden_1, cifar_noise,
-        cifar_noise_40,
+        imdb, imdb_lstm, cifar_features, cifar_features_1, cifar_hidden, cifar_hidden_1,
+        cifar_noise, cifar_noise_40,
     )
 }  # fmt: skip
 UNTOUCHED = {f.__name__: f for f in (clothes_lt, clothes_hidden)}
