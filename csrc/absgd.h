@@ -123,6 +123,13 @@ typedef struct absgd_rule {
  * order, so that the bits of log_s do not depend on the number of threads. */
 #define ABSGD_STATS_CHUNK 16384
 
+/* From this many losses on, if they are of single or half precision, exponentials are computed in
+ * float: each weight, and each sum of a part of the batch that is so large, is then within
+ * ABSGD_LARGE_ERROR of its exact value, relatively (of Σ w|L| where losses of either sign are
+ * summed). Below it, and in float64, they are to rounding in double. */
+#define ABSGD_LARGE 4096
+#define ABSGD_LARGE_ERROR 1e-6
+
 /* *stats = the sums of losses[0..n). mask[i] = 0 takes sample i out (its loss and weight are not
  * read as numbers); weight[i] = w_i ≥ 0, of the arithmetic type; mask and weight may be NULL. *lam
  * is λ: any double; NaN and 0 make the batch non-finite. */
