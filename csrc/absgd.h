@@ -270,9 +270,11 @@ typedef struct absgd_lam_row {
 /* A search under way; all zero at its start. */
 typedef struct absgd_lam_search {
     double round, has_answer, max, low, high, u, step; /* u = log|λ|, step: its last change */
+    double is_low_tried, is_high_tried;                /* whether λ* is known to be inside */
 } absgd_lam_search;
 
-/* Rounds after which λ* stands to rounding. */
+/* Rounds after which λ* stands, relatively to 1e-9; most searches are over after six, and from then
+ * on low = high. */
 #define ABSGD_LAM_ROUNDS 24
 
 /* *row = the sums that this round of the search needs of losses[0..n). mask and weight as in
