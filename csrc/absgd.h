@@ -126,7 +126,8 @@ typedef struct absgd_rule {
 /* From this many losses on, if they are of single or half precision, exponentials are computed in
  * float: each weight, and each sum of a part of the batch that is so large, is then within
  * ABSGD_LARGE_ERROR of its exact value, relatively (of Σ w|L| where losses of either sign are
- * summed). Below it, and in float64, they are to rounding in double. */
+ * summed); so is what a λ that was searched for attains. Below it, in float64, and where numbers
+ * are extreme (1e12), they are to rounding in double. */
 #define ABSGD_LARGE 4096
 #define ABSGD_LARGE_ERROR 1e-6
 

@@ -58,6 +58,14 @@ static int is_large(absgd_dtype dtype, double count, double lam) {
     return dtype != ABSGD_FLOAT64 && count >= ABSGD_LARGE && 1e-30 < size && size < 1e30;
 }
 
+/* The same of a round of the search, where the target is not so near to equal weights that it is
+ * lost in a float's digits. */
+static int is_large_round(absgd_dtype dtype, int64_t n, const absgd_lam_rule *rule,
+                          const absgd_lam_search *search) {
+    return is_large(dtype, (double)n, exp(search->u)) && absgd_lam_goal(rule) > 0.05 &&
+           (search->round == 0.0 || (search->has_answer != 0.0 && fabs(search->max) < 1e12));
+}
+
 /* No sample is bad, and no exponential overflows. */
 static int is_ordinary(const absgd_stats *stats, absgd_weigher weigher) {
     return !absgd_is_bad(stats) && fabs(weigher.log_s) < 1e6 && stats->max - weigher.log_s < 80.0;
@@ -189,6 +197,12 @@ absgd_status absgd_lam_sums(absgd_dtype dtype, const void *losses, const uint8_t
     REQUIRE(n >= 0, ABSGD_INVALID_SIZE);
     REQUIRE(rule && search && row && (losses || n == 0), ABSGD_NULL_POINTER);
     REQUIRE(absgd_is_lam_rule(rule), ABSGD_INVALID_HYPERPARAMETER);
+    if (is_large_round(dtype, n, rule, search)) {
+        int is_done = 0;
+        CALL(is_done = absgd_lam_sums_large, dtype, losses, mask, weight, n, rule->sign, search,
+             row);
+        if (is_done) return ABSGD_OK;
+    }
     CALL(absgd_lam_sums, dtype, losses, mask, weight, n, rule->sign, search, row);
     return ABSGD_OK;
 }

@@ -6,11 +6,7 @@
  * cutting the exponent to 24 fractional binary digits, the rest from a polynomial and roundings. */
 #include "exp.h"
 #include "kernels.h"
-#include "load.h"
-
-#define real float
-#define REAL(name) name##_f32
-#include "load_store_real.h"
+#include "large.h"
 
 /* exp(x/|λ| − shift) for a float x = ±L: 2^t, t = x·slope + offset. */
 typedef struct exponential {
@@ -22,10 +18,10 @@ typedef struct exponential {
 #define FIXED_POINT 0x1.8p29
 #define LOG2_E 0x1.71547652b82fep0
 
-static exponential exponential_of(double lam, double shift, double least) {
+static exponential exponential_of(double lam, double shift) {
     const double size = fabs(lam);
     exponential of = {LOG2_E / size, FIXED_POINT + 0.5 - shift * LOG2_E,
-                      (float)(size * (shift + least))};
+                      (float)(size * (shift - 87.0))};
     return of;
 }
 
@@ -39,39 +35,6 @@ ABSGD_INLINE float value(exponential of, float x) {
     const float e = absgd_exp_reduced_f32(rest * 0x1.62e430p-1f);
     return x < of.low ? 0.0f : absgd_from_bits(absgd_bits(e) + (fixed & 0xff800000u));
 }
-
-/* What decides whether the sums can be taken in float. */
-typedef struct extent {
-    float min, max;          /* of ±L over w > 0 */
-    float largest, heaviest; /* |L| over all that count (of w = 1, if above 0), and w */
-    float odd;               /* not 0 if a number is NaN or a w negative */
-    int64_t count;
-} extent;
-
-ABSGD_INLINE extent extent_of(absgd_dtype dtype, const void *losses, const uint8_t *mask,
-                              const float *weight, int64_t n, float sign) {
-    float min = INFINITY, max = -INFINITY, largest = 0.0f, heaviest = 0.0f;
-    float odd = 0.0f;
-    int64_t count = mask ? 0 : n;
-    ABSGD_SIMD_WITH(reduction(min : min) reduction(max : max, largest, heaviest)
-                        reduction(+ : count, odd))
-    for (int64_t i = 0; i < n; i++) {
-        const int counts = !mask || mask[i];
-        const float x = counts ? sign * load_f32(dtype, losses, i) : 0.0f;
-        const float w = !counts ? 0.0f : weight ? weight[i] : 1.0f;
-        if (mask) count += counts;
-        odd += x == x && w >= 0.0f ? 0.0f : 1.0f;
-        min = w > 0.0f && x < min ? x : min;
-        max = w > 0.0f && x > max ? x : max;
-        if (!weight) continue;
-        largest = fabsf(x) > largest ? fabsf(x) : largest;
-        heaviest = w > heaviest ? w : heaviest;
-    }
-    if (!weight) largest = fmaxf(-min, max);
-    return (extent){min, max, largest, heaviest, odd, count};
-}
-
-enum { BLOCK = 256 };
 
 /* has_negative: whether |L| is another number than L. */
 ABSGD_INLINE void add_block(absgd_dtype dtype, const void *losses, const uint8_t *mask,
@@ -89,7 +52,7 @@ ABSGD_INLINE void add_block(absgd_dtype dtype, const void *losses, const uint8_t
         const float we = w * e, weighted_loss = w * loss;
         if (weight) sum_weight += w;
         sum += we;
-        sum_sq += we * e;
+        sum_sq += w * square_f32(e);
         sum_loss += weighted_loss;
         sum_weighted += e * weighted_loss;
         if (has_negative) sum_abs_loss += fabsf(weighted_loss);
@@ -109,16 +72,13 @@ ABSGD_INLINE int stats_of(absgd_dtype dtype, const void *losses, const uint8_t *
     const float sign = lam < 0.0 ? -1.0f : 1.0f;
     const extent over = extent_of(dtype, losses, mask, weight, n, sign);
     const double m = over.max / fabs(lam);
-    if (over.odd ||
-        !(over.largest < 1e12f && over.heaviest < 1e12f && over.min <= over.max && fabs(m) < 1e6))
-        return 0;
-    /* e² is no subnormal number, on which processors are slow. */
-    const exponential of = exponential_of(lam, m, -42.0);
+    if (!is_ordinary(over) || !(fabs(m) < 1e6)) return 0;
+    const exponential of = exponential_of(lam, m);
     *stats = absgd_empty_stats();
     stats->max = m;
     const int has_negative = sign < 0.0f ? over.max > 0.0f : over.min < 0.0f;
-    for (int64_t begin = 0; begin < n; begin += BLOCK) {
-        const int64_t end = n - begin < BLOCK ? n : begin + BLOCK;
+    for (int64_t begin = 0; begin < n; begin += ABSGD_LARGE_BLOCK) {
+        const int64_t end = n - begin < ABSGD_LARGE_BLOCK ? n : begin + ABSGD_LARGE_BLOCK;
         if (has_negative) {
             add_block(dtype, losses, mask, weight, begin, end, sign, of, 1, stats);
         } else {
@@ -136,10 +96,10 @@ ABSGD_INLINE void weights_of(absgd_dtype dtype, const void *losses, const uint8_
     const float sign = lam < 0.0 ? -1.0f : 1.0f, cap = (float)weigher.cap;
     const float scale = (float)weigher.scale;
     const float *measure = weight;
-    const exponential of = exponential_of(lam, weigher.log_s, -87.0);
+    const exponential of = exponential_of(lam, weigher.log_s);
     int64_t above = 0;
-    for (int64_t begin = 0; begin < n; begin += BLOCK) {
-        const int64_t end = n - begin < BLOCK ? n : begin + BLOCK;
+    for (int64_t begin = 0; begin < n; begin += ABSGD_LARGE_BLOCK) {
+        const int64_t end = n - begin < ABSGD_LARGE_BLOCK ? n : begin + ABSGD_LARGE_BLOCK;
         int32_t here = 0;
         ABSGD_SIMD_WITH(reduction(+ : here))
         for (int64_t i = begin; i < end; i++) {
@@ -157,20 +117,11 @@ ABSGD_INLINE void weights_of(absgd_dtype dtype, const void *losses, const uint8_
     *capped = (double)above;
 }
 
-#define EACH_DTYPE(f, dtype, losses, mask, weight, ...)                                            \
-    switch (dtype) {                                                                               \
-        case ABSGD_FLOAT16:                                                                        \
-            ABSGD_EACH_BATCH(f, ABSGD_FLOAT16, losses, mask, weight, __VA_ARGS__) break;           \
-        case ABSGD_BFLOAT16:                                                                       \
-            ABSGD_EACH_BATCH(f, ABSGD_BFLOAT16, losses, mask, weight, __VA_ARGS__) break;          \
-        default: ABSGD_EACH_BATCH(f, ABSGD_FLOAT32, losses, mask, weight, __VA_ARGS__) break;      \
-    }
-
 int ABSGD_KERNEL(absgd_batch_stats_large)(absgd_dtype dtype, const void *losses,
                                           const uint8_t *mask, const void *weight, int64_t n,
                                           double lam, absgd_stats *stats) {
     int is_done = 0;
-    EACH_DTYPE(is_done = stats_of, dtype, losses, mask, weight, n, lam, stats)
+    ABSGD_EACH_FLOAT(is_done = stats_of, dtype, losses, mask, weight, n, lam, stats)
     return is_done;
 }
 
@@ -178,6 +129,6 @@ void ABSGD_KERNEL(absgd_weights_large)(absgd_dtype dtype, const void *losses, co
                                        const void *weight, int64_t n, double lam,
                                        absgd_weigher weigher, void *weights, void *coefficients,
                                        double *capped) {
-    EACH_DTYPE(weights_of, dtype, losses, mask, weight, n, lam, weigher, weights, coefficients,
-               capped)
+    ABSGD_EACH_FLOAT(weights_of, dtype, losses, mask, weight, n, lam, weigher, weights,
+                     coefficients, capped)
 }
