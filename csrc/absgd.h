@@ -123,6 +123,14 @@ typedef struct absgd_rule {
  * order, so that the bits of log_s do not depend on the number of threads. */
 #define ABSGD_STATS_CHUNK 16384
 
+/* From this many losses on, if they are of single or half precision, exponentials are computed in
+ * float: each weight, and each sum of a part of the batch that is so large, is then within
+ * ABSGD_LARGE_ERROR of its exact value, relatively (of Σ w|L| where losses of either sign are
+ * summed); so is what a λ that was searched for attains. Below it, in float64, and where numbers
+ * are extreme (1e12), they are to rounding in double. */
+#define ABSGD_LARGE 4096
+#define ABSGD_LARGE_ERROR 1e-6
+
 /* *stats = the sums of losses[0..n). mask[i] = 0 takes sample i out (its loss and weight are not
  * read as numbers); weight[i] = w_i ≥ 0, of the arithmetic type; mask and weight may be NULL. *lam
  * is λ: any double; NaN and 0 make the batch non-finite. */
@@ -263,9 +271,11 @@ typedef struct absgd_lam_row {
 /* A search under way; all zero at its start. */
 typedef struct absgd_lam_search {
     double round, has_answer, max, low, high, u, step; /* u = log|λ|, step: its last change */
+    double is_low_tried, is_high_tried;                /* whether λ* is known to be inside */
 } absgd_lam_search;
 
-/* Rounds after which λ* stands to rounding. */
+/* Rounds after which λ* stands, relatively to 1e-9; most searches are over after six, and from then
+ * on low = high. */
 #define ABSGD_LAM_ROUNDS 24
 
 /* *row = the sums that this round of the search needs of losses[0..n). mask and weight as in

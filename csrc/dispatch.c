@@ -52,12 +52,36 @@ int32_t absgd_cpu_level(void) { return cpu_level(); }
 
 #define REQUIRE ABSGD_REQUIRE
 
+/* Whether weights_large.c may do it: asked of the whole batch, so that a split changes no bit. */
+static int is_large(absgd_dtype dtype, double count, double lam) {
+    const double size = fabs(lam);
+    return dtype != ABSGD_FLOAT64 && count >= ABSGD_LARGE && 1e-30 < size && size < 1e30;
+}
+
+/* The same of a round of the search, where the target is not so near to equal weights that it is
+ * lost in a float's digits. */
+static int is_large_round(absgd_dtype dtype, int64_t n, const absgd_lam_rule *rule,
+                          const absgd_lam_search *search) {
+    return is_large(dtype, (double)n, exp(search->u)) && absgd_lam_goal(rule) > 0.05 &&
+           (search->round == 0.0 || (search->has_answer != 0.0 && fabs(search->max) < 1e12));
+}
+
+/* No sample is bad, and no exponential overflows. */
+static int is_ordinary(const absgd_stats *stats, absgd_weigher weigher) {
+    return !absgd_is_bad(stats) && fabs(weigher.log_s) < 1e6 && stats->max - weigher.log_s < 80.0;
+}
+
 absgd_status absgd_batch_stats(absgd_dtype dtype, const void *losses, const uint8_t *mask,
                                const void *weight, int64_t n, const double *lam,
                                absgd_stats *stats) {
     REQUIRE(absgd_is_dtype(dtype), ABSGD_INVALID_DTYPE);
     REQUIRE(n >= 0, ABSGD_INVALID_SIZE);
     REQUIRE(lam && stats && (losses || n == 0), ABSGD_NULL_POINTER);
+    if (is_large(dtype, (double)n, *lam)) {
+        int is_done = 0;
+        CALL(is_done = absgd_batch_stats_large, dtype, losses, mask, weight, n, *lam, stats);
+        if (is_done) return ABSGD_OK;
+    }
     CALL(absgd_batch_stats, dtype, losses, mask, weight, n, *lam, stats);
     return ABSGD_OK;
 }
@@ -99,8 +123,13 @@ absgd_status absgd_weights(absgd_dtype dtype, const void *losses, const uint8_t 
     const absgd_weigher weigher =
         absgd_weigher_of(stats, *lam, rule, *log_s, factor, weight != NULL);
     double above;
-    CALL(absgd_weights, dtype, losses, mask, weight, n, *lam, weigher, weights, coefficients,
-         &above);
+    if (is_large(dtype, stats->count, *lam) && is_ordinary(stats, weigher)) {
+        CALL(absgd_weights_large, dtype, losses, mask, weight, n, *lam, weigher, weights,
+             coefficients, &above);
+    } else {
+        CALL(absgd_weights, dtype, losses, mask, weight, n, *lam, weigher, weights, coefficients,
+             &above);
+    }
     if (capped) *capped = above;
     return ABSGD_OK;
 }
@@ -168,6 +197,12 @@ absgd_status absgd_lam_sums(absgd_dtype dtype, const void *losses, const uint8_t
     REQUIRE(n >= 0, ABSGD_INVALID_SIZE);
     REQUIRE(rule && search && row && (losses || n == 0), ABSGD_NULL_POINTER);
     REQUIRE(absgd_is_lam_rule(rule), ABSGD_INVALID_HYPERPARAMETER);
+    if (is_large_round(dtype, n, rule, search)) {
+        int is_done = 0;
+        CALL(is_done = absgd_lam_sums_large, dtype, losses, mask, weight, n, rule->sign, search,
+             row);
+        if (is_done) return ABSGD_OK;
+    }
     CALL(absgd_lam_sums, dtype, losses, mask, weight, n, rule->sign, search, row);
     return ABSGD_OK;
 }

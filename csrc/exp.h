@@ -46,21 +46,27 @@ ABSGD_INLINE double absgd_exp_f64(double x) {
     return x != x ? x : e;
 }
 
+/* exp(r) for |r| ≤ log(2)/2 in float: 1 + r + r²·q(r), q fitted for the least relative error
+ * (1.1e-7). */
+ABSGD_INLINE float absgd_exp_reduced_f32(float r) {
+    float e = 0x1.10625p-7f;
+    e = ABSGD_FMA(e, r, 0x1.572a64p-5f);
+    e = ABSGD_FMA(e, r, 0x1.5557bp-3f);
+    e = ABSGD_FMA(e, r, 0x1.fffdfcp-2f);
+    e = ABSGD_FMA(e, r, 1.0f);
+    return ABSGD_FMA(e, r, 1.0f);
+}
+
 /* exp(x) for x ≤ 0 in float, to 2.5 ulp; exactly 1 at 0, 0 below -87.3, where the result would be
  * subnormal, NaN for NaN. x = n·log 2 + r with |r| ≤ log(2)/2, where n·(log 2)'s high part is
- * exact, and exp(r) = 1 + r + r²·q(r), q fitted for the least relative error (1.1e-7). */
+ * exact. */
 ABSGD_INLINE float absgd_exp_nonpositive_f32(float x) {
     const float magic =
         0x1.8000fep23f; /* rounds to an integer n, and keeps n + 127 in the low bits */
     float shifted = ABSGD_FMA(x, 0x1.715476p0f, magic);
     float n = shifted - magic;
     float r = ABSGD_FMA(n, -0x1.7f7d1cp-20f, ABSGD_FMA(n, -0x1.62e4p-1f, x));
-    float e = 0x1.10625p-7f;
-    e = ABSGD_FMA(e, r, 0x1.572a64p-5f);
-    e = ABSGD_FMA(e, r, 0x1.5557bp-3f);
-    e = ABSGD_FMA(e, r, 0x1.fffdfcp-2f);
-    e = ABSGD_FMA(e, r, 1.0f);
-    e = ABSGD_FMA(e, r, 1.0f);
+    float e = absgd_exp_reduced_f32(r);
     uint32_t bits;
     memcpy(&bits, &shifted, sizeof bits);
     bits <<= 23; /* 2^n: the magic number's own bits are shifted out */

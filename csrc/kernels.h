@@ -13,9 +13,18 @@
     void absgd_weights_v##level(absgd_dtype dtype, const void *losses, const uint8_t *mask,        \
                                 const void *weight, int64_t n, double lam, absgd_weigher weigher,  \
                                 void *weights, void *coefficients, double *capped);                \
+    int absgd_batch_stats_large_v##level(absgd_dtype dtype, const void *losses,                    \
+                                         const uint8_t *mask, const void *weight, int64_t n,       \
+                                         double lam, absgd_stats *stats);                          \
+    void absgd_weights_large_v##level(                                                             \
+        absgd_dtype dtype, const void *losses, const uint8_t *mask, const void *weight, int64_t n, \
+        double lam, absgd_weigher weigher, void *weights, void *coefficients, double *capped);     \
     void absgd_lam_sums_v##level(absgd_dtype dtype, const void *losses, const uint8_t *mask,       \
                                  const void *weight, int64_t n, double sign,                       \
                                  const absgd_lam_search *search, absgd_lam_row *row);              \
+    int absgd_lam_sums_large_v##level(absgd_dtype dtype, const void *losses, const uint8_t *mask,  \
+                                      const void *weight, int64_t n, double sign,                  \
+                                      const absgd_lam_search *search, absgd_lam_row *row);         \
     void absgd_sgd_step_v##level(absgd_dtype dtype, const absgd_tensor *tensors,                   \
                                  const absgd_sgd_options *options, int64_t begin, int64_t end);    \
     void absgd_softmax_loss_forward_v##level(absgd_dtype dtype, const absgd_softmax_loss *spec,    \

@@ -7,7 +7,9 @@
 ABSGD_INLINE void extremes(absgd_dtype dtype, const void *losses, const uint8_t *mask,
                            const void *weight, int64_t n, double sign, absgd_lam_row *row) {
     double count = 0.0, finite = 0.0, sum_weight = 0.0, max = -INFINITY, max_negated = -INFINITY;
-    ABSGD_SIMD_WITH(reduction(+ : count, finite, sum_weight) reduction(max : max, max_negated))
+    double s1 = 0.0, s2 = 0.0;
+    ABSGD_SIMD_WITH(reduction(+ : count, finite, sum_weight, s1, s2)
+                        reduction(max : max, max_negated))
     for (int64_t i = 0; i < n; i++) {
         double x = sign * absgd_load(dtype, losses, i);
         int counts = !mask || mask[i];
@@ -18,6 +20,8 @@ ABSGD_INLINE void extremes(absgd_dtype dtype, const void *losses, const uint8_t 
         sum_weight += w;
         max = w > 0.0 && x > max ? x : max;
         max_negated = w > 0.0 && -x > max_negated ? -x : max_negated;
+        s1 += w > 0.0 ? w * x : 0.0;
+        s2 += w > 0.0 ? w * x * x : 0.0;
     }
     *row = absgd_empty_lam_row();
     row->count = count;
@@ -25,6 +29,8 @@ ABSGD_INLINE void extremes(absgd_dtype dtype, const void *losses, const uint8_t 
     row->sum_weight = sum_weight;
     row->max = max;
     row->max_negated = max_negated;
+    row->s1 = s1;
+    row->s2 = s2;
 }
 
 ABSGD_INLINE void sums(absgd_dtype dtype, const void *losses, const uint8_t *mask,

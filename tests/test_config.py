@@ -82,3 +82,17 @@ def test_importing_does_not_initialise_cuda() -> None:
         "assert os.waitstatus_to_exitcode(os.wait()[1]) == 0"
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_the_import_loads_what_training_needs_and_the_rest_when_asked() -> None:
+    done = python(
+        "import sys, torch_absgd as ta\n"
+        "later = {'metrics', 'plots', 'sample_record', 'class_balance', 'schedule', 'stage_two'}\n"
+        "loaded = {m.removeprefix('torch_absgd.') for m in sys.modules}\n"
+        "assert not later & loaded, later & loaded\n"
+        "assert set(ta.__all__) <= set(dir(ta))\n"
+        "for name in ta.__all__: assert getattr(ta, name) is getattr(ta, name), name\n"
+        "assert ta.metrics.report and ta.step_counts.__module__ == 'torch_absgd.class_balance'\n"
+        "assert not hasattr(ta, 'nothing')"
+    )
+    assert done.returncode == 0, done.stderr

@@ -318,7 +318,7 @@ def test_opcheck(op: str, arguments: tuple[str | None, ...]) -> None:
         "losses": batches()["uniform"],
         "rule": ta.EffectiveSampleSize(0.6).to_tensor(torch.device("cpu")),
         "lam": torch.tensor(1.0, dtype=torch.float64),
-        "search": torch.zeros(7, dtype=torch.float64),
+        "search": torch.zeros(9, dtype=torch.float64),
     }
     tensors["row"] = torch.ops.absgd.lam_sums(
         tensors["losses"], None, None, tensors["rule"], tensors["search"]

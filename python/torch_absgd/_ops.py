@@ -21,7 +21,7 @@ REPORT_SIZE = 9  # of absgd_report
 ACCUMULATION_SIZE = 13  # of absgd_accumulation
 LAM_RULE_SIZE = 6  # of absgd_lam_rule
 LAM_ROW_SIZE = 10  # of absgd_lam_row
-LAM_SEARCH_SIZE = 7  # of absgd_lam_search
+LAM_SEARCH_SIZE = 9  # of absgd_lam_search
 LAM_ROUNDS = 24  # ABSGD_LAM_ROUNDS
 
 torch.ops.load_library(str(Path(__file__).with_name("torch_absgd_cpu.so")))

@@ -132,9 +132,101 @@ static void test_weigh(absgd_dtype dtype, double lam, int masked, int weighted, 
     }
 }
 
-static void test_lam_search(absgd_dtype dtype, int kind, double sign) {
-    double losses[N], stored[N], lam = INFINITY;
-    fill(dtype, stored, losses, N, 0, 3);
+/* Relative to what a sum's terms are in size. */
+static void expect_within(double actual, double expected, double size, const char *what) {
+    if (fabs(actual - expected) <= ABSGD_LARGE_ERROR * size) return;
+    if (++failures <= 20) printf("%s: %.17g, expected %.17g\n", what, actual, expected);
+}
+
+/* A batch whose exponentials are floats, against double; cut anywhere, its weights are the same. */
+static void test_large(absgd_dtype dtype, double lam, int masked, int weighted, double least) {
+    enum { LARGE = ABSGD_LARGE + 300 };
+    static double losses[LARGE], w[LARGE], stored[LARGE], stored_w[LARGE], cut[2][LARGE];
+    static double p[LARGE], c[LARGE];
+    static uint8_t mask[LARGE];
+    const absgd_dtype real = arithmetic(dtype);
+    fill(dtype, stored, losses, LARGE, least, 30);
+    fill(real, stored_w, w, LARGE, 0, 2);
+    double count = 0, m = -INFINITY, s[7] = {0};
+    for (int i = 0; i < LARGE; i++) {
+        mask[i] = !masked || i % 3 != 0;
+        if (!weighted) w[i] = 1;
+        if (weighted && i % 5 == 0) w[i] = put(real, stored_w, i, 0);
+        if (!mask[i]) w[i] = 0, losses[i] = 0, put(dtype, stored, i, NAN);
+        count += mask[i];
+        if (w[i] > 0) m = fmax(m, losses[i] / lam);
+    }
+    for (int i = 0; i < LARGE; i++) {
+        const double e = w[i] > 0 ? exp(losses[i] / lam - m) : 0, loss = w[i] * losses[i];
+        const double terms[7] = {w[i],     w[i] * e,   w[i] * e * e,  loss,
+                                 e * loss, fabs(loss), e * fabs(loss)};
+        for (int k = 0; k < 7; k++) s[k] += terms[k];
+    }
+    const void *mask_ = masked ? mask : NULL, *w_ = weighted ? stored_w : NULL;
+    absgd_stats stats;
+    expect_ok(absgd_batch_stats(dtype, stored, mask_, w_, LARGE, &lam, &stats), "stats");
+    expect_close(stats.count, count, 0, "count");
+    expect_close(stats.nonfinite, 0, 0, "nonfinite");
+    expect_close(stats.max, m, 1e-12, "max");
+    const double *sums = &stats.sum_weight;
+    expect_within(sums[0], s[0], s[0], "sum_weight");
+    for (int k = 1; k < 7; k++) { /* sums[1] is the maximum */
+        const double unit =
+            k < 3 ? 1 : ABSGD_LOSS_UNIT; /* of the losses, against Σ w|L|, Σ w e|L| */
+        expect_within(sums[k + 1] * unit, s[k], k < 3 ? s[k] : s[k % 2 ? 5 : 6], "a large sum");
+    }
+    absgd_rule rule = ABSGD_RULE_INIT;
+    rule.max_weight = 3;
+    const double log_s = m - 2;
+    double capped, part, capped_parts = 0;
+    expect_ok(absgd_weights(dtype, stored, mask_, w_, LARGE, &lam, &rule, &log_s, &stats, 2, p, c,
+                            &capped),
+              "weights");
+    const size_t of_real = real == ABSGD_FLOAT64 ? 8 : 4;
+    const size_t of_loss = dtype >= ABSGD_FLOAT16 ? 2 : of_real;
+    for (int i = 0; i < LARGE; i += 1234) {
+        const int n = LARGE - i < 1234 ? LARGE - i : 1234;
+        expect_ok(absgd_weights(dtype, (char *)stored + i * of_loss, masked ? mask + i : NULL,
+                                weighted ? (char *)stored_w + i * of_real : NULL, n, &lam, &rule,
+                                &log_s, &stats, 2, (char *)cut[0] + i * of_real,
+                                (char *)cut[1] + i * of_real, &part),
+                  "a part of the weights");
+        capped_parts += part;
+    }
+    expect_close(memcmp(cut[0], p, LARGE * of_real) || memcmp(cut[1], c, LARGE * of_real), 0, 0,
+                 "cuts");
+    expect_close(capped_parts, capped, 0, "capped");
+    for (int i = 0; i < LARGE; i++) {
+        const double weight = w[i] > 0 ? fmin(3, exp(losses[i] / lam - log_s)) : 0;
+        const double size = fmax(weight, 1e-30), share = w[i] * 2 / count; /* below 1e-37: 0 */
+        expect_within(get(real, p, i), weight, size, "a large batch's weight");
+        expect_within(get(real, c, i), weight * share, size * share, "its coefficient");
+    }
+}
+
+/* A number that is not finite is told as in a small batch. */
+static void test_bad_large(double bad) {
+    enum { LARGE = ABSGD_LARGE };
+    static float losses[LARGE], w[LARGE], p[LARGE], c[LARGE];
+    const double lam = 0.5, log_s = 0;
+    absgd_rule rule = ABSGD_RULE_INIT;
+    for (int in_weight = 0; in_weight < 2; in_weight++) {
+        for (int i = 0; i < LARGE; i++) losses[i] = w[i] = 1;
+        (in_weight ? w : losses)[1000] = (float)bad;
+        absgd_stats stats;
+        expect_ok(absgd_batch_stats(ABSGD_FLOAT32, losses, NULL, w, LARGE, &lam, &stats), "stats");
+        expect_close(stats.nonfinite, bad == -1 && !in_weight ? 0 : 1, 0, "nonfinite");
+        expect_ok(absgd_weights(ABSGD_FLOAT32, losses, NULL, w, LARGE, &lam, &rule, &log_s, &stats,
+                                1, p, c, NULL),
+                  "weights");
+        expect_close(isnan(c[7]), stats.nonfinite, 0, "coefficients of a bad batch");
+    }
+}
+
+static void test_lam_search(absgd_dtype dtype, int kind, double sign, int n) {
+    static double losses[2 * ABSGD_LARGE], stored[2 * ABSGD_LARGE];
+    double lam = INFINITY;
+    fill(dtype, stored, losses, n, 0, 3);
     absgd_lam_rule rule = ABSGD_LAM_RULE_INIT;
     rule.kind = kind;
     rule.target = kind == ABSGD_LAM_KL_RADIUS ? 0.3 : 0.6;
@@ -143,18 +235,21 @@ static void test_lam_search(absgd_dtype dtype, int kind, double sign) {
     memset(&search, 0, sizeof search);
     for (int round = 0; round < ABSGD_LAM_ROUNDS; round++) {
         absgd_lam_row row;
-        expect_ok(absgd_lam_sums(dtype, stored, NULL, NULL, N, &rule, &search, &row), "lam_sums");
+        expect_ok(absgd_lam_sums(dtype, stored, NULL, NULL, n, &rule, &search, &row), "lam_sums");
         expect_ok(absgd_lam_round(&rule, &row, 1, &search), "lam_round");
     }
     expect_ok(absgd_lam_update(&rule, &search, &lam), "lam_update");
+    expect_close(search.low, search.high, 0, "the search's end");
     double sum = 0, sum_sq = 0, kl = 0;
-    for (int i = 0; i < N; i++) sum += exp(losses[i] / lam), sum_sq += exp(2 * losses[i] / lam);
-    for (int i = 0; i < N; i++) {
+    for (int i = 0; i < n; i++) sum += exp(losses[i] / lam), sum_sq += exp(2 * losses[i] / lam);
+    for (int i = 0; i < n; i++) {
         const double q = exp(losses[i] / lam) / sum;
-        kl += q * log(q * N);
+        kl += q * log(q * n);
     }
-    const double met = kind == ABSGD_LAM_KL_RADIUS ? kl : sum * sum / (N * sum_sq);
-    expect_close(met, rule.target, 1e-9, "what the rule for lambda asks for");
+    const double met = kind == ABSGD_LAM_KL_RADIUS ? kl : sum * sum / (n * sum_sq);
+    const int is_large = n >= ABSGD_LARGE && dtype != ABSGD_FLOAT64;
+    expect_close(met, rule.target, is_large ? ABSGD_LARGE_ERROR : 1e-9,
+                 "what the rule for lambda asks for");
     if (lam * sign <= 0) expect_close(lam, sign, 0, "the sign of lambda");
 }
 
@@ -316,6 +411,9 @@ static void test_sigmoid(absgd_dtype dtype, double alpha, double gamma, double s
 
 int main(void) {
     test_halves();
+    test_bad_large(NAN);
+    test_bad_large(INFINITY);
+    test_bad_large(-1);
     for (int d = 0; d < DTYPES; d++) {
         const absgd_dtype dtype = (absgd_dtype)d;
         for (int flags = 0; flags < 8; flags++) {
@@ -323,9 +421,17 @@ int main(void) {
             test_weigh(dtype, -0.5, flags & 1, flags & 2, flags & 4);
             test_weigh(dtype, INFINITY, flags & 1, flags & 2, flags & 4);
         }
+        for (int flags = 0; flags < 8; flags++) {
+            const double least = flags & 4 ? -30 : 0;
+            test_large(dtype, 0.5, flags & 1, flags & 2, least);
+            test_large(dtype, -0.02, flags & 1, flags & 2, least);
+            test_large(dtype, 20, flags & 1, flags & 2, least);
+        }
         for (int kind = 1; kind <= 2; kind++) {
-            test_lam_search(dtype, kind, 1);
-            test_lam_search(dtype, kind, -1);
+            for (int n = N; n <= 2 * ABSGD_LARGE; n += 2 * ABSGD_LARGE - N) {
+                test_lam_search(dtype, kind, 1, n);
+                test_lam_search(dtype, kind, -1, n);
+            }
         }
         for (int flags = 0; flags < 64; flags++) test_step(dtype, flags);
         test_softmax(dtype, 0, 0, 0, 1);
