@@ -9,8 +9,11 @@
 
 #ifdef __CUDACC__
 #define ABSGD_FN static inline __host__ __device__
+#define ABSGD_FN_OF_LOOPS ABSGD_FN
 #else
 #define ABSGD_FN static inline
+#define ABSGD_FN_OF_LOOPS                                                                          \
+    static inline __attribute__((always_inline)) /* or loops do not vectorise */
 #endif
 
 ABSGD_FN int absgd_is_valid_lam(double lam) { return lam == lam && lam != 0.0; }

@@ -9,7 +9,6 @@
 #include "half.h"
 #include "kernels.h"
 #include "log_f32.h"
-#include "sigmoid_loss_math.h"
 
 enum { TILE = 256 }; /* elements */
 
@@ -23,23 +22,22 @@ static int64_t elements_of_sample(const absgd_sigmoid_loss *spec) {
     return spec->classes * spec->inner;
 }
 
-static enum absgd_focus focus_of(const absgd_sigmoid_loss *spec) {
-    if (spec->focal_gamma == 0.0 && spec->alpha < 0.0) return ABSGD_NO_FOCUS;
-    return spec->focal_gamma == 2.0 ? ABSGD_FOCUS_SQUARED : ABSGD_FOCUS;
-}
-
 #define REAL(name) name##_f32
 #define real float
-ABSGD_DEFINE_SIGMOID_LOSS(float, element_result_f32, element_f32, absgd_exp_nonpositive_f32,
-                          absgd_log_f32, absgd_log1p_unit_f32)
+#define EXP absgd_exp_nonpositive_f32
+#define LOG absgd_log_f32
+#define LOG1P absgd_log1p_unit_f32
+#include "sigmoid_loss_math.h"
 #include "sigmoid_loss_real.h"
 #undef REAL
 #undef real
 
 #define REAL(name) name##_f64
 #define real double
-ABSGD_DEFINE_SIGMOID_LOSS(double, element_result_f64, element_f64, absgd_exp_nonpositive_f64,
-                          absgd_log_f64, absgd_log1p_f64)
+#define EXP absgd_exp_nonpositive_f64
+#define LOG absgd_log_f64
+#define LOG1P absgd_log1p_f64
+#include "sigmoid_loss_math.h"
 #include "sigmoid_loss_real.h"
 
 int ABSGD_KERNEL(absgd_sigmoid_targets_fit)(absgd_dtype dtype, const absgd_sigmoid_loss *spec,
@@ -60,7 +58,7 @@ int ABSGD_KERNEL(absgd_sigmoid_targets_fit)(absgd_dtype dtype, const absgd_sigmo
     }
 #define FOR_EACH_FOCUS(name, call)                                                                 \
     case name:                                                                                     \
-        switch (focus_of(spec)) {                                                                  \
+        switch (absgd_focus_of(spec)) {                                                            \
             case ABSGD_NO_FOCUS: call(name, ABSGD_NO_FOCUS); break;                                \
             case ABSGD_FOCUS_SQUARED: call(name, ABSGD_FOCUS_SQUARED); break;                      \
             case ABSGD_FOCUS: call(name, ABSGD_FOCUS); break;                                      \

@@ -11,7 +11,6 @@
 #include "exp.h"
 #include "half.h"
 #include "kernels.h"
-#include "softmax_loss_math.h"
 
 #include <float.h>
 #include <string.h>
@@ -25,7 +24,14 @@ enum {
     BLOCK_CLASSES = 32, /* classes of a block of positions at a time */
 };
 
-ABSGD_DEFINE_SOFTMAX_LOSS(double, sample, absgd_exp_nonpositive_f64, absgd_log_f64, absgd_log1p_f64)
+#define REAL(name) sample_##name
+#define real double
+#define EXP absgd_exp_nonpositive_f64
+#define LOG absgd_log_f64
+#define LOG1P absgd_log1p_f64
+#include "softmax_loss_math.h"
+#undef REAL
+#undef real
 
 /* Of a block's samples: M, S, z_y, Σ a_c and Σ a_c(M − z_c), as softmax_loss_math.h has them. */
 typedef struct sums {

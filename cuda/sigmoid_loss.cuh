@@ -8,12 +8,25 @@
 
 #include "device.cuh"
 
-#include "sigmoid_loss_math.h"
-
 namespace absgd {
 
-ABSGD_DEFINE_SIGMOID_LOSS(float, sigmoid_f32_result, sigmoid_f32, expf, logf, log1pf)
-ABSGD_DEFINE_SIGMOID_LOSS(double, sigmoid_f64_result, sigmoid_f64, exp, log, log1p)
+#define REAL(name) sigmoid_##name##_f32
+#define real float
+#define EXP expf
+#define LOG logf
+#define LOG1P log1pf
+#include "sigmoid_loss_math.h"
+#undef REAL
+#undef real
+
+#define REAL(name) sigmoid_##name##_f64
+#define real double
+#define EXP exp
+#define LOG log
+#define LOG1P log1p
+#include "sigmoid_loss_math.h"
+#undef REAL
+#undef real
 
 template <class S> struct sigmoid_call {
     using A = typename arithmetic<S>::type;
@@ -37,9 +50,9 @@ template <class S> struct sigmoid_call {
         const int64_t c = weight || pos_weight ? i / inner % classes : 0;
         const A w = weight ? weight[c] : 1, w_pos = pos_weight ? pos_weight[c] : 1;
         if constexpr (sizeof(A) == sizeof(double)) {
-            return sigmoid_f64(focus, x, q, n, w, w_pos, alpha_1, alpha_0, gamma);
+            return sigmoid_element_f64(focus, x, q, n, w, w_pos, alpha_1, alpha_0, gamma);
         } else {
-            return sigmoid_f32(focus, x, q, n, w, w_pos, alpha_1, alpha_0, gamma);
+            return sigmoid_element_f32(focus, x, q, n, w, w_pos, alpha_1, alpha_0, gamma);
         }
     }
 };
@@ -129,9 +142,7 @@ sigmoid_call<S> sigmoid_call_of(const absgd_sigmoid_loss &spec, const void *logi
     call.alpha_0 = spec.alpha < 0.0 ? A(1) : static_cast<A>(1.0 - spec.alpha);
     call.gamma = static_cast<A>(spec.focal_gamma);
     call.ignored = static_cast<A>(spec.ignore_index);
-    call.focus = spec.focal_gamma == 0.0 && spec.alpha < 0.0 ? ABSGD_NO_FOCUS
-                 : spec.focal_gamma == 2.0                   ? ABSGD_FOCUS_SQUARED
-                                                             : ABSGD_FOCUS;
+    call.focus = absgd_focus_of(&spec);
     call.lanes = lanes_of_sample(call.size, threads);
     return call;
 }

@@ -24,8 +24,6 @@
 
 #include <float.h>
 
-#include "softmax_loss_math.h"
-
 namespace absgd {
 
 /* Logits that a thread has in registers. */
@@ -37,8 +35,23 @@ template <class S> constexpr int BLOCKS = sizeof(S) == 8 ? 2 : 4;
 
 constexpr int64_t MAX_CLASSES = 1 << 30; /* class numbers are 32-bit */
 
-ABSGD_DEFINE_SOFTMAX_LOSS(float, loss_f32, expf, logf, log1pf)
-ABSGD_DEFINE_SOFTMAX_LOSS(double, loss_f64, exp, log, log1p)
+#define REAL(name) loss_f32_##name
+#define real float
+#define EXP expf
+#define LOG logf
+#define LOG1P log1pf
+#include "softmax_loss_math.h"
+#undef REAL
+#undef real
+
+#define REAL(name) loss_f64_##name
+#define real double
+#define EXP exp
+#define LOG log
+#define LOG1P log1p
+#include "softmax_loss_math.h"
+#undef REAL
+#undef real
 
 __device__ inline loss_f32_result hard_loss(float max, float sum, float z_y, float weight,
                                             float gamma, float a_y, float a_sum, float a_dot) {

@@ -56,13 +56,18 @@ def test_gradients_for_arbitrary_upstream_weights(
 
 
 @needs_it
-def test_weighed_it_is_the_weighed_cross_entropy() -> None:
+@pytest.mark.parametrize("by", ["ABSGD", "AttentionalLoss"])
+def test_weighed_it_is_the_weighed_cross_entropy(by: str) -> None:
     """The weights need all losses before any gradient."""
     features, head, target = problem()
     results = []
     for chunked in (True, False):
-        opt = ta.ABSGD(head.parameters(), lam=0.5)
         criterion: Any = ta.PerSampleLinearCrossEntropy() if chunked else ta.PerSampleCrossEntropy()
+        opt: Any
+        if by == "ABSGD":
+            opt = ta.ABSGD(head.parameters(), lam=0.5)
+        else:  # its call takes (input, target); weigh takes the losses of any call
+            opt = ta.AttentionalLoss(criterion, lam=0.5)
         if chunked:
             losses = criterion(features, head.weight, target, head.bias)
         else:
