@@ -3,7 +3,7 @@
     python tests/bench/growth.py tests/bench/growth.png
 
 Forward and backward pass of loss and weights: batches of 1 to 4,096 at 100 classes, and 2 to
-200,000 classes at a batch of 32. CPU time of one thread, as it is asked of a machine that others use too;
+200,000 classes at a batch of 32. CPU time of one thread, for machines in use;
 each point is the median of rounds in which the methods take turns.
 """
 

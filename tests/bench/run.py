@@ -59,7 +59,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="0.2 s a row, and no compiled peers")
     parser.add_argument("--seconds", type=float, default=5.0, help="of timing a row (default: 5)")
     parser.add_argument("--avx2", action="store_true", help="use no AVX-512, nor let the peers")
-    parser.add_argument("--cpu-time", action="store_true", help="of one thread, not the time passed")
+    parser.add_argument("--cpu-time", action="store_true", help="not wall time: of one thread")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--json", type=Path, help="write the numbers here as well")
     parser.add_argument("--build", type=Path, default=machine.build, help="where to build limits.c")
