@@ -2,7 +2,8 @@
  *
  * Whatever the dtype, z = L/λ and its exponential are computed in double: z reaches the thousands
  * (L = 100, λ = 0.05), where a float's rounding of z − log_s would show in the fourth digit of p.
- * Batches are small beside the logits that they came from. */
+ * Batches are small beside the logits that they came from; weights_large.c has those that are not.
+ */
 #include "absgd_math.h"
 #include "exp.h"
 #include "kernels.h"

@@ -4,6 +4,7 @@
     python tests/bench/run.py --only step loss/CE              rows whose names begin so
     python tests/bench/run.py --quick --only weigh             a look, without torch.compile
     python tests/bench/run.py --avx2                           ours and torch's as without AVX-512
+    python tests/bench/run.py --cpu-time                       of one thread, on a machine in use
 
 Needs the installed package, torchvision and tqdm, and cmake and a C compiler for limits.c.
 """
@@ -14,6 +15,7 @@ import argparse
 import json
 import os
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -29,6 +31,7 @@ import bench_sigmoid_loss
 import bench_step
 import bench_training
 import bench_weigh
+import contest
 import machine
 import tables
 import torch
@@ -56,6 +59,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="0.2 s a row, and no compiled peers")
     parser.add_argument("--seconds", type=float, default=5.0, help="of timing a row (default: 5)")
     parser.add_argument("--avx2", action="store_true", help="use no AVX-512, nor let the peers")
+    parser.add_argument("--cpu-time", action="store_true", help="not wall time: of one thread")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--json", type=Path, help="write the numbers here as well")
     parser.add_argument("--build", type=Path, default=machine.build, help="where to build limits.c")
@@ -85,6 +89,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.avx2:
         torch._inductor.config.cpp.simdlen = 256
     seconds = 0.2 if args.quick else args.seconds
+    if args.cpu_time:
+        args.threads, contest.clock = 1, time.thread_time_ns
     settings = Settings(args.threads, seconds, compiles=not args.quick)
     about = machine.description(args.threads)
     rows = []
