@@ -1,7 +1,13 @@
 """Relatives of ABSGD in distributionally robust optimisation, all with F_λ = λ log E exp(L/λ).
 
-TERM and batch-normalised exponentiated weights are settings of ABSGD. RECOVER is not: it reduces
-the variance of F_λ's gradient recursively, with two gradients an iteration.
+Two are settings of ABSGD, by name in methods.py. TERM (Li, Beirami, Sanjabi, Smith: Tilted
+Empirical Risk Minimization. ICLR 2021, stochastic Algorithm): tilt 1/λ, average at rate γ, no
+momentum. Exponentiated weights (after Majidi, Amid, Talebi, Warmuth: Exponentiated Gradient
+Reweighting for Robust Training under Label Noise and Beyond. 2021): exp(−ηL) normalised over the
+batch alone, λ = −1/η and γ = 1; their weights that are kept from epoch to epoch are not.
+
+RECOVER is no setting: it reduces the variance of F_λ's gradient recursively, with two gradients an
+iteration.
 """
 
 from __future__ import annotations
@@ -16,30 +22,6 @@ from torch.func import functional_call
 
 # c, g/e^c and ∇g/e^c: exp(L/λ) itself overflows.
 Inner = tuple[Tensor, Tensor, tuple[Tensor, ...]]
-
-
-def term(t: float, rate: float = 0.5) -> dict[str, Any]:
-    """ABSGD's arguments that make it TERM (Li, Beirami, Sanjabi, Smith: Tilted Empirical Risk
-    Minimization. ICLR 2021, stochastic Algorithm): tilt t = 1/λ, no momentum.
-
-    Args:
-        t: tilt, ≠ 0; > 0 magnifies large losses.
-        rate: of TERM's average of exp(tL), in (0, 1]; γ here.
-    """
-    return {"lam": 1 / t, "gamma": rate, "momentum": 0.0}
-
-
-def exponentiated(eta: float) -> dict[str, Any]:
-    """ABSGD's arguments for weights exp(−η·L_i) normalised over the batch alone: λ = −1/η, γ = 1.
-
-    After Majidi, Amid, Talebi, Warmuth: Exponentiated Gradient Reweighting for Robust Training
-    under Label Noise and Beyond. 2021: one multiplicative update from uniform weights. Their
-    per-example weights, kept from epoch to epoch, are not.
-
-    Args:
-        eta: η > 0.
-    """
-    return {"lam": -1 / eta, "gamma": 1.0}
 
 
 class Recover:

@@ -157,7 +157,7 @@ class Applied(Changes):
         if kind == "instance" or not (in_stage_two or self.method.from_start):
             return run.task.batches
         args = run.args
-        return ClassBatches(run.task.targets, args.batch_size, args.seed, kind, 0, args.epochs - 1)
+        return ClassBatches(run.task.targets, args.batch_size, args.seed, kind, args.epochs)
 
     def enter_stage_two(self, run: Run) -> None:
         if self.method.change is not None:

@@ -54,7 +54,7 @@ class ClassBatches(EpochBatches):
         batch_size: of the global batch, ≥ 1.
         seed: ≥ 0.
         kind: one of KINDS.
-        first_epoch, last_epoch: between which "progressive" goes from t/T = 0 to 1.
+        epochs: over which "progressive" goes from t/T = 0 to 1.
 
     Raises:
         ValueError: an argument is not what is said above.
@@ -66,14 +66,13 @@ class ClassBatches(EpochBatches):
         batch_size: int,
         seed: int,
         kind: str = "class",
-        first_epoch: int = 0,
-        last_epoch: int = 0,
+        epochs: int = 1,
     ) -> None:
         if batch_size < 1:
             raise ValueError(f"Invalid batch_size: {batch_size} (must be ≥ 1)")
         if kind not in KINDS:
             raise ValueError(f"Invalid kind: {kind!r} (must be one of {', '.join(KINDS)})")
-        self.kind, self.first_epoch, self.last_epoch = kind, first_epoch, last_epoch
+        self.kind, self.epochs = kind, epochs
         self.counts = torch.bincount(targets)
         self.by_class = torch.argsort(targets, stable=True)  # the images of class 0, 1, …
         self.offsets = self.counts.cumsum(0) - self.counts
@@ -83,8 +82,7 @@ class ClassBatches(EpochBatches):
     def draw(self, epoch: int) -> Tensor:
         """The indices of an epoch's global batches, [batches, batch_size]."""
         generator = torch.Generator().manual_seed(seed_of(self.seed, epoch, 2))
-        span = max(self.last_epoch - self.first_epoch, 1)
-        progress = min(max((epoch - self.first_epoch) / span, 0.0), 1.0)
+        progress = min(epoch / max(self.epochs - 1, 1), 1.0)
         p = class_probabilities(self.kind, self.counts, progress)
         drawn = self.num_samples
         classes = torch.multinomial(p, drawn, replacement=True, generator=generator)

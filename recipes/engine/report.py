@@ -30,14 +30,6 @@ def groups_by_shots(class_counts: Sequence[int]) -> Groups:
     }
 
 
-def groups_by_terciles(class_counts: Sequence[int]) -> Groups:
-    """The third of the classes with the most training images, the middle, and the third with the
-    fewest, for data sets that are small throughout."""
-    order = sorted(range(len(class_counts)), key=lambda c: -class_counts[c])
-    third = round(len(order) / 3)
-    return {"many": order[:third], "medium": order[third:-third], "few": order[-third:]}
-
-
 def metrics(targets: Any, predictions: Any, groups: Groups) -> dict[str, Any]:
     """Accuracies as fractions.
 

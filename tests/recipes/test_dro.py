@@ -69,7 +69,7 @@ def test_term_is_a_setting_of_absgd(t, rate):
         weights = torch.exp(t * (losses.detach() - tilted))
         step = gradient((weights * losses).mean(), model)
         put(model, flat(model.parameters()) - 0.2 * step)
-    w, opt = train_absgd(dro.term(t, rate))
+    w, opt = train_absgd({"lam": 1 / t, "gamma": rate, "momentum": 0.0})
     torch.testing.assert_close(w, flat(model.parameters()), rtol=1e-12, atol=1e-12)
     assert float(opt.lam * opt.log_s) == pytest.approx(tilted, rel=1e-12)
 
@@ -83,7 +83,7 @@ def test_exponentiated_weights_are_a_setting_of_absgd():
         weights = torch.softmax(-eta * losses.detach(), 0)
         velocity = 0.9 * velocity + gradient((weights * losses).sum(), model)
         put(model, flat(model.parameters()) - 0.2 * velocity)
-    w, opt = train_absgd({**dro.exponentiated(eta), "momentum": 0.9})
+    w, opt = train_absgd({"lam": -1 / eta, "gamma": 1.0, "momentum": 0.9})
     torch.testing.assert_close(w, flat(model.parameters()), rtol=1e-12, atol=1e-12)
     assert opt.weights.sum().item() == pytest.approx(8)
 

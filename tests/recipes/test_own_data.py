@@ -1,6 +1,8 @@
 """What a user's own folder, list or table can look like: it works, or says what to do, and before
 anything is trained."""
 
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -278,6 +280,14 @@ def test_parquet_is_read_as_csv_is(patients, tmp_path):
     parquet.write_table(pyarrow.table(columns), tmp_path / "p.parquet")
     expected = {"age": ["31", "", "52"], "outcome": ["well", "ill", "well"]}
     assert tables.read_columns(tmp_path / "p.parquet") == expected
+
+
+def test_parquet_without_pyarrow_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pyarrow", None)  # as if it were not installed
+    (tmp_path / "p.parquet").write_bytes(b"PAR1")
+    with pytest.raises(ValueError, match="takes `pip install pyarrow`"):
+        train.main(table_flags(tmp_path / "p.parquet"))
+    assert not (tmp_path / "out").exists()
 
 
 # ---- texts

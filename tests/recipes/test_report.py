@@ -13,12 +13,6 @@ def test_groups_by_shots_has_its_borders_at_20_and_100():
     assert report.groups_by_shots(counts) == {"many": [0, 4], "medium": [1, 2], "few": [3, 5]}
 
 
-def test_groups_by_terciles_covers_every_class_once():
-    counts = [1, 2, 3, 4, 5, 6, 7, 8, 9, 10]
-    groups = report.groups_by_terciles(counts)
-    assert groups == {"many": [9, 8, 7], "medium": [6, 5, 4, 3], "few": [2, 1, 0]}
-
-
 def test_metrics_against_a_count_by_hand():
     targets = [0] * 6 + [1] * 3 + [2] * 1
     predictions = [0] * 6 + [1, 1, 0] + [0]
