@@ -157,8 +157,12 @@ def test_rows_of_lstms_are_torchs():
 def test_the_warning_is_counted_by_what_became_of_a_setting():
     common = {"task": "t", "class_weights": False, "training": "sgd 0.1 cosine", "start": 0.0}
     runs = [{**common, "method": "SGD", "average": [0.9, 0.9], "size": [None, None]}]
-    for name, average, size in (("λ = 5", 0.9, [0.6, 0.8]), ("λ = 1", 0.87, [0.6, 0.6]),
-                                ("λ = 0.1", 0.5, [0.1, 0.8]), ("λ = 0.1, guarded", 0.5, [0.1, 0.1])):  # fmt: skip
+    for name, average, size in (
+        ("λ = 5", 0.9, [0.6, 0.8]),
+        ("λ = 1", 0.87, [0.6, 0.6]),
+        ("λ = 0.1", 0.5, [0.1, 0.8]),
+        ("λ = 0.1, guarded", 0.5, [0.1, 0.1]),
+    ):
         runs.append({**common, "method": name, "average": [average] * 2, "size": size})
     table = suite_report.warning_table({"runs": runs})
     assert "| λ > 0, to the letter | 1 of 2 runs | 2 of 2 runs | 1 of 2 runs |" in table
