@@ -103,7 +103,7 @@ def test_a_small_suite_from_run_to_table(tmp_path):
                "trainings": [str(training)], "command": "-", "machine": "-", "commit": "-",
                "runs": json.loads(json.dumps(records))}  # fmt: skip
     text = suite_report.render(results)
-    assert text.count(f"| {task.name} |") == 2 * 4
+    assert text.count(f"| {task.name} |") == 3 * 4
     suite_report.plot(results, tmp_path / "suite.png")
     assert (tmp_path / "suite.png").stat().st_size > 1000
 
