@@ -13,7 +13,6 @@ import argparse
 import itertools
 import json
 import math
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -105,7 +104,7 @@ def main() -> None:
         "snippet": SNIPPET,
         "seeds": SEEDS,
         "trainings": [str(t) for t in TRAININGS],
-        "command": " ".join(["python", *sys.argv]),
+        "command": " ".join(["python -m studies.run_suite --tasks", *args.tasks]),
         "machine": records.machine(),
         "commit": ", ".join(dict.fromkeys(part["commit"] for part in made)),
         "runs": [record for part in made for record in part["runs"]],

@@ -21,6 +21,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 from scipy.stats import t as student
 
+from torch_absgd.watch import SELECTIVE, SELECTIVE_NEGATIVE
+
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -92,6 +94,79 @@ def snippet_table(results: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def count_cells(results: dict[str, Any]) -> str:
+    """The same without the mean over the trainings: what holds in each of them alone."""
+    cells = differences(results["runs"], results["snippet"], "average")
+    each = [d for rows in cells.values() for d in rows]
+
+    def apart(ends: Sequence[tuple[float, float, float]]) -> str:
+        above, below = (sum(low > 0 for _, low, _ in ends), sum(high < 0 for _, _, high in ends))
+        return f"above 0 in {above}, below 0 in {below}"
+
+    small = sum(float(np.mean(d)) < -2 for d in each)
+    return (
+        f"Of the {len(each)} cells of a task, its weights, start and training, "
+        f"{len(each[0])} seeds each, the 95 % interval is {apart([interval(d) for d in each])}; "
+        f"with Holm's correction over all of them {apart(holm(each))}. "
+        f"The mean is below −2 in {small}."
+    )
+
+
+def plus_minus(d: np.ndarray) -> str:
+    """Of [trainings, seeds]: the mean over trainings, and half of the interval over seeds."""
+    mean, _, high = interval(d.mean(0))
+    return f"{signed(mean)} ± {high - mean:.1f}"
+
+
+def schedule_table(results: dict[str, Any]) -> str:
+    """The snippet by the schedule of the learning rate, and over all, the worst groups too."""
+    average, worst = (
+        differences(results["runs"], results["snippet"], m) for m in ("average", "worst")
+    )
+    schedules = dict.fromkeys(t.split()[-1] for t in results["trainings"])
+    of = [t.split()[-1] for t in results["trainings"]]
+    lines = [
+        "| task | weights | from | " + " | ".join(schedules) + " | all | all, worst groups |",
+        "|---" * (5 + len(schedules)) + "|",
+    ]
+    for key, d in average.items():
+        cells = [plus_minus(d[[s == name for s in of]]) for name in schedules]
+        cells += [plus_minus(d), plus_minus(worst[key])]
+        lines.append(f"| {row_name(key)} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def warning_table(results: dict[str, Any]) -> str:
+    """Which runs of the grid the package's warning would have met, by what became of them.
+
+    It looks at the mean effective share of the first selective batches, as `torch_absgd.watch`.
+    A setting's loss is its mean difference to SGD over seeds; its warning is asked of each seed.
+    """
+    runs = results["runs"]
+    plain = {
+        (r["task"], r["class_weights"], r["training"]): r for r in runs if r["method"] == "SGD"
+    }
+    counts: dict[str, list[list[int]]] = {}
+    for r in runs:
+        if not r["method"].startswith("λ"):
+            continue
+        sign = "λ < 0" if "-" in r["method"] else "λ > 0"
+        is_guarded = "guarded" in r["method"]
+        bound = 0.0 if is_guarded else SELECTIVE_NEGATIVE if sign == "λ < 0" else SELECTIVE
+        base = plain[r["task"], r["class_weights"], r["training"]]
+        loss = 100 * (np.mean(base["average"]) - np.mean(r["average"]))
+        cell = counts.setdefault(
+            f"{sign}, {'guarded' if is_guarded else 'to the letter'}", [[0, 0] for _ in range(3)]
+        )[int(loss > 2) + int(loss > 5)]
+        cell[0] += sum(size is not None and size < bound for size in r["size"])
+        cell[1] += len(r["size"])
+    head = "| λ | lost ≤ 2: false alarms | lost 2 to 5: warned | lost > 5: warned |"
+    lines = [head, "|---" * 4 + "|"]
+    for name, cells in counts.items():
+        lines.append(f"| {name} | " + " | ".join(f"{k} of {n} runs" for k, n in cells) + " |")
+    return "\n".join(lines)
+
+
 def grid_table(results: dict[str, Any]) -> str:
     """The paper's λ, to the letter and guarded: the mean difference to SGD."""
     runs = results["runs"]
@@ -119,8 +194,13 @@ def render(results: dict[str, Any]) -> str:
             [
                 f"## {results['snippet']} against SGD, over {len(results['trainings'])} trainings",
                 snippet_table(results),
+                count_cells(results),
                 "## λ of the paper's grid, SGD 0.1 with a cosine (−λ for noise)",
                 grid_table(results),
+                "## The snippet by schedule: mean over four trainings ± half of the 95 % interval",
+                schedule_table(results),
+                "## The warning, over the grid above",
+                warning_table(results),
                 setting,
             ]
         )

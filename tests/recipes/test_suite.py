@@ -12,6 +12,7 @@ from torch import nn
 
 import torch_absgd as ta
 from studies import suite_report
+from studies.lstm_rows import LSTMRows
 from studies.reference import Rule, Weighting, effective_size, find_lam
 from studies.run_suite import methods, run
 from studies.suite import Method, Training, schedule, train
@@ -102,7 +103,7 @@ def test_a_small_suite_from_run_to_table(tmp_path):
                "trainings": [str(training)], "command": "-", "machine": "-", "commit": "-",
                "runs": json.loads(json.dumps(records))}  # fmt: skip
     text = suite_report.render(results)
-    assert text.count(f"| {task.name} |") == 2 * 4
+    assert text.count(f"| {task.name} |") == 3 * 4
     suite_report.plot(results, tmp_path / "suite.png")
     assert (tmp_path / "suite.png").stat().st_size > 1000
 
@@ -139,3 +140,30 @@ def test_the_package_agrees(weighting, weighted):
         losses = L[0].clone().requires_grad_()
         opt.weigh(losses, weight=None if w is None else w[0]).backward()
         torch.testing.assert_close(losses.grad * losses.numel(), ours[0], rtol=1e-7, atol=1e-9)
+
+
+def test_rows_of_lstms_are_torchs():
+    rows = LSTMRows(50, 8, 2, [0, 1], 2)
+    torch.manual_seed(0)
+    lstm, words, last = nn.LSTM(8, 8), nn.Embedding(50, 8), nn.Linear(8, 2)
+    ids = torch.randint(50, (4, 5, 7))
+    made = rows(ids)
+    for row in (0, 2):  # seed 0 of either method
+        want = last(lstm(words(ids[row]).transpose(0, 1))[0].amax(0))
+        torch.testing.assert_close(made[row], want)
+    torch.testing.assert_close(rows(ids[0])[1], rows(ids[:1].expand(4, 5, 7))[1])
+
+
+def test_the_warning_is_counted_by_what_became_of_a_setting():
+    common = {"task": "t", "class_weights": False, "training": "sgd 0.1 cosine", "start": 0.0}
+    runs = [{**common, "method": "SGD", "average": [0.9, 0.9], "size": [None, None]}]
+    for name, average, size in (
+        ("λ = 5", 0.9, [0.6, 0.8]),
+        ("λ = 1", 0.87, [0.6, 0.6]),
+        ("λ = 0.1", 0.5, [0.1, 0.8]),
+        ("λ = 0.1, guarded", 0.5, [0.1, 0.1]),
+    ):
+        runs.append({**common, "method": name, "average": [average] * 2, "size": size})
+    table = suite_report.warning_table({"runs": runs})
+    assert "| λ > 0, to the letter | 1 of 2 runs | 2 of 2 runs | 1 of 2 runs |" in table
+    assert "| λ > 0, guarded | 0 of 0 runs | 0 of 0 runs | 0 of 2 runs |" in table
