@@ -3,7 +3,9 @@
 The first batches after λ was set are added up where the losses are, and looked at once, without
 waiting for a device. The bounds were chosen on validation splits of recipes/studies' tasks: over
 90 settings without a rule or a guard, 0.7 missed none of the 27 that lost more than 5 points to
-SGD, and was a false alarm in 4 of the 57 that lost less than 2.
+SGD, and was a false alarm in 4 of the 57 that lost less than 2. On the whole suite of today
+(recipes/studies/results/suite.md) it warned of 177 of the 180 runs with λ > 0 that lost more than
+5, and of 348 of the 930 that lost less than 2: it is careful rather than exact.
 """
 
 from __future__ import annotations
