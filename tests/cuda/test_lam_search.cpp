@@ -59,7 +59,9 @@ TEST_P(CudaLam, FollowFindsTheCpusLambda) {
                                                 masked ? weight_.data() : nullptr, n, rule_.data(),
                                                 scratch.data(), lam.data(), nullptr),
                           ABSGD_OK);
-                expect_close(lam.get(), {wanted}, 1e-9, 0.0, "lam");
+                /* of a large batch the CPU's sums are floats */
+                const bool is_rough = GetParam() != ABSGD_FLOAT64 && n >= ABSGD_LARGE;
+                expect_close(lam.get(), {wanted}, is_rough ? 1e-5 : 1e-9, 0.0, "lam");
             }
         }
     }
