@@ -96,8 +96,9 @@ ABSGD_FN void absgd_lam_advance(const absgd_lam_rule *rule, absgd_lam_row row,
     const double divergence = absgd_lam_divergence(rule, row, &slope);
     if (divergence != divergence) search->has_answer = 0.0;
     if (search->has_answer == 0.0) return;
-    if (divergence > goal) {               /* λ* is larger */
-        if (!(search->u < search->high)) { /* beyond the upper bound, which is the answer */
+    const int is_flat = slope < 1e-6 * goal; /* as below all differences of losses */
+    if (divergence > goal * (1.0 + 1e-12)) { /* λ* is larger */
+        if (!(search->u < search->high)) {   /* beyond the upper bound, which is the answer */
             search->low = search->high;
             return;
         }
@@ -113,7 +114,9 @@ ABSGD_FN void absgd_lam_advance(const absgd_lam_rule *rule, absgd_lam_row row,
     }
     const double newton = log(divergence / goal) * divergence / slope, next = search->u + newton;
     double u = 0.5 * (search->low + search->high);
-    if (fabs(newton) < 1e-5) { /* which squares: from here on, rounding errors */
+    if (is_flat && search->is_low_tried == 0.0) { /* the target may be out of reach */
+        u = search->low;
+    } else if (fabs(newton) < 1e-5) { /* which squares: from here on, rounding errors */
         u = fmin(fmax(next, search->low), search->high);
         search->low = search->high = u;
     } else if (next <= search->low && search->is_low_tried == 0.0) {

@@ -14,7 +14,6 @@ from torch_absgd import ABSGD
 pytestmark = pytest.mark.filterwarnings("ignore:.*out of reach:UserWarning")
 
 
-@pytest.mark.xfail(reason="open: the new search for λ and the plain one differ on some batches")
 def test_random_trainings_are_those_of_the_reference() -> None:
     for seed in range(60):
         assert trainings.run(trainings.any_program(seed)) == "", seed

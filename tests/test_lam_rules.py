@@ -3,6 +3,7 @@
 import copy
 import io
 import math
+import warnings
 
 import pytest
 import torch
@@ -325,3 +326,16 @@ def test_opcheck(op: str, arguments: tuple[str | None, ...]) -> None:
     )
     values = tuple(None if name is None else tensors[name] for name in arguments)
     torch.library.opcheck(getattr(torch.ops.absgd, op).default, values)
+
+
+@pytest.mark.parametrize("spread", [1e-3, 0.02, 0.5, 3.0, 40.0])
+@pytest.mark.parametrize("n", [2, 4, 8])
+def test_a_target_that_only_one_sample_could_meet_is_no_answer(n: int, spread: float) -> None:
+    """1/n of a batch is effective at no λ > 0, however small: λ must not go there."""
+    opt = ta.ABSGD([torch.zeros(1, requires_grad=True)], lam=ta.EffectiveSampleSize(1 / n))
+    losses = torch.linspace(0.1, 0.1 + spread, n, dtype=torch.float64).requires_grad_()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it says that the target is out of reach
+        opt.weigh(losses)
+    assert opt.lam == math.inf
+    assert torch.equal(opt.weights, torch.ones(n, dtype=torch.float64))
