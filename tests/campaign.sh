@@ -43,7 +43,7 @@ trainings() { # in parts, so that a stop loses little
 
 stage bad_inputs python tests/campaign/bad_inputs.py
 stage trainings trainings
-stage soak python tests/campaign/soak.py "$(times 1000000)"
+stage soak python tests/campaign/soak.py "$(times 1000000)" "$folder/soak.pt"
 stage step_under_asan tests/asan.sh python tests/campaign/step_twins.py "$(times 100000)"
 stage kills kills
 stage torchrun python -m pytest -q -p no:cacheprovider tests/distributed/test_torchrun.py

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import contextlib
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
+import torch
 
 import bad_inputs
+import soak
 import trainings
 from torch_absgd import ABSGD
 
@@ -39,3 +42,23 @@ def test_an_error_that_names_nothing_is_a_finding() -> None:
     case = bad_inputs.Case("half", half, {"x": 1})
     assert bad_inputs.tried(case, "x", 3) is None
     assert "does not name it" in bad_inputs.tried(case, "x", "a")
+
+
+def test_a_soak_goes_on_where_it_was_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(soak, "SAVE", 100)
+    whole = soak.soak(300)
+    soak.soak(200, tmp_path / "soak.pt")
+    resumed = soak.soak(300, tmp_path / "soak.pt")
+    assert resumed.done == whole.done == 300 and resumed.away == whole.away < 1e-12
+    assert resumed.opt.log_s == whole.opt.log_s
+    parameters = zip(resumed.model.parameters(), whole.model.parameters(), strict=True)
+    assert all(torch.equal(p, q) for p, q in parameters)
+
+
+def test_a_soak_sees_a_drift() -> None:
+    run = soak.Soak()
+    run.plain.gamma = 0.8
+    run.block()
+    assert run.away > 1e-3

@@ -1,18 +1,22 @@
 """Many steps of a small model with everything on: memory stays flat, log_s stays that of float64.
 
-python tests/campaign/soak.py 1000000
+    python tests/campaign/soak.py 1000000 [FILE]
+
+With a FILE it goes on where it was stopped: the run and what was measured are in it.
 """
 
 from __future__ import annotations
 
 import gc
 import math
+import os
 import resource
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import trange
 
@@ -20,8 +24,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch_absgd as ta
 from reference import Algorithm1
 
-INPUTS, CLASSES, BATCH = 6, 4, 8
-EVERY = 50  # steps between changes of what a loop changes now and then
+INPUTS, CLASSES, BATCH, SAMPLES = 6, 4, 8, 64
+BLOCK = 50  # steps whose data are drawn at once; what a loop does now and then comes between
+WARM = 1000  # steps of a process before its memory is measured
+SAVE = 20_000  # steps
 
 
 def resident() -> float:
@@ -30,55 +36,110 @@ def resident() -> float:
     return pages * resource.getpagesize() / 2**20
 
 
-def soak(steps: int) -> tuple[float, float, int]:
-    """(growth of the resident memory in MiB from a fifth of the way on, the largest relative
-    distance of log_s from the reference, growth of the number of objects)."""
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(INPUTS, 8), nn.ReLU(), nn.Linear(8, CLASSES))
-    criterion = ta.PerSampleCrossEntropy(label_smoothing=0.1)
-    opt = ta.ABSGD(model.parameters(), 0.01, 0.9, weight_decay=1e-3, lam=2.0, keep_loss=True,
-                   max_weight=5.0)  # fmt: skip
-    lr = torch.optim.lr_scheduler.StepLR(opt, 10**5, 0.9)
-    record = ta.SampleRecord(64)
-    plain = Algorithm1(torch.zeros(1), lr=0, lam=2.0, max_weight=5.0, keep_loss=True)
-    away, start, objects = 0.0, math.nan, 0
-    for step in trange(steps, unit="step", mininterval=5):
-        if step == steps // 5:
-            gc.collect()
-            start, objects = resident(), len(gc.get_objects())
-        indices = torch.randint(64, (BATCH,))
-        x = torch.randn(BATCH, INPUTS)
-        y = x[:, :CLASSES].argmax(1)
-        weight = torch.rand(BATCH)
-        losses = criterion(model(x), y)
+class Soak:
+    """The run, and what is measured: how far log_s is from the reference (relative), and by how
+    much memory (MiB) and the number of objects grow, the most in one process."""
+
+    def __init__(self) -> None:
+        torch.manual_seed(0)
+        self.model = nn.Sequential(nn.Linear(INPUTS, 8), nn.ReLU(), nn.Linear(8, CLASSES))
+        self.criterion = ta.PerSampleCrossEntropy(label_smoothing=0.1)
+        self.opt = ta.ABSGD(self.model.parameters(), 0.01, 0.9, weight_decay=1e-3, lam=2.0,
+                            keep_loss=True, max_weight=5.0)  # fmt: skip
+        self.lr = torch.optim.lr_scheduler.StepLR(self.opt, 10**5, 0.9)
+        self.record = ta.SampleRecord(SAMPLES)
+        self.plain = Algorithm1(torch.zeros(1), 0, lam=2.0, max_weight=5.0, keep_loss=True)
+        self.done, self.away = 0, 0.0
+        self.before = [math.nan, math.nan]  # MiB and objects of this process, warm
+        self.most = [0.0, 0.0]
+
+    def parts(self) -> dict[str, Any]:
+        return {"model": self.model, "opt": self.opt, "lr": self.lr, "record": self.record}
+
+    def save(self, file: Path) -> None:
+        state = {name: part.state_dict() for name, part in self.parts().items()}
+        state |= {"random": torch.get_rng_state(), "log_s": self.plain.log_s}
+        state |= {"done": self.done, "away": self.away, "most": self.most}
+        beside = file.with_name(file.name + ".tmp")
+        torch.save(state, beside)
+        os.replace(beside, file)
+
+    def load(self, file: Path) -> None:
+        state = torch.load(file, weights_only=True)
+        for name, part in self.parts().items():
+            part.load_state_dict(state[name])
+        torch.set_rng_state(state["random"])
+        self.plain.log_s = state["log_s"]
+        self.done, self.away, self.most = state["done"], state["away"], state["most"]
+
+    def measure(self) -> None:
+        gc.collect()
+        now = [resident(), float(len(gc.get_objects()))]
+        if math.isnan(self.before[0]):
+            self.before = now
+        self.most = [max(m, n - b) for m, n, b in zip(self.most, now, self.before, strict=True)]
+
+    def step(self, x: Tensor, y: Tensor, weight: Tensor, indices: Tensor) -> None:
+        losses = self.criterion(self.model(x), y)
+        self.plain.weigh(losses.detach().double().tolist(), weight.double().tolist())
+        self.opt.weigh(losses, weight=weight).backward()
+        self.record.update(indices, losses.detach(), self.opt.weights)
+        self.opt.step()
+        self.lr.step()
+        self.opt.zero_grad()
+        away = abs(self.opt.log_s.item() - self.plain.log_s) / max(1.0, abs(self.plain.log_s))
+        self.away = max(self.away, away)
+
+    def now_and_then(self, x: Tensor, y: Tensor) -> None:
+        opt = self.opt
+        dict(opt.stats())
         with torch.no_grad():
-            plain.weigh(losses.double().tolist(), weight.double().tolist())
-        opt.weigh(losses, weight=weight).backward()
-        record.update(indices, losses.detach(), opt.weights)
-        opt.step()
-        lr.step()
+            opt.weigh(F.cross_entropy(self.model(x), y, reduction="none"))
+        opt.load_state_dict(opt.state_dict())
+        with opt.frozen():
+            opt.weigh(self.criterion(self.model(x), y)).backward()
         opt.zero_grad()
-        away = max(away, abs(opt.log_s.item() - plain.log_s) / max(1.0, abs(plain.log_s)))
-        if step % EVERY == 0:
-            dict(opt.stats())
-            with torch.no_grad():
-                opt.weigh(F.cross_entropy(model(x), y, reduction="none"))
-            opt.load_state_dict(opt.state_dict())
-            with opt.frozen():
-                opt.weigh(criterion(model(x), y)).backward()
-            opt.zero_grad()
-    gc.collect()
-    return resident() - start, away, len(gc.get_objects()) - objects
+        with opt.accumulate():
+            opt.weigh(self.criterion(self.model(x), y)).backward()
+        opt.discard()
+
+    def block(self) -> None:
+        x = torch.randn(BLOCK, BATCH, INPUTS)
+        y = x[..., :CLASSES].argmax(-1)
+        weight = torch.rand(BLOCK, BATCH)
+        indices = torch.randint(SAMPLES, (BLOCK, BATCH))
+        for batch in zip(x, y, weight, indices, strict=True):
+            self.step(*batch)
+        self.now_and_then(x[0], y[0])
+        self.done += BLOCK
 
 
-def main(steps: int) -> int:
-    growth, away, objects = soak(steps)
+def soak(steps: int, file: Path | None = None) -> Soak:
+    run = Soak()
+    if file is not None and file.exists():
+        run.load(file)
+    begin = run.done
+    for _ in trange(begin, steps, BLOCK, unit="block", mininterval=10):
+        run.block()
+        here = run.done - begin  # steps in this process
+        if here == WARM or (here > WARM and run.done % SAVE == 0):
+            run.measure()
+        if file is not None and run.done % SAVE == 0:
+            run.save(file)
+    run.measure()
+    return run
+
+
+def main(steps: int, file: Path | None = None) -> int:
+    torch.set_num_threads(1)
+    run = soak(steps, file)
+    growth, objects = run.most
     print(
-        f"{steps} steps: {growth:+.1f} MiB of resident memory and {objects:+d} objects from a "
-        f"fifth of the way on; log_s at most {away:.2g} (relative) from float64"
+        f"{run.done} steps: at most {growth:+.1f} MiB of resident memory and {objects:+.0f} "
+        f"objects in one process once warm; log_s at most {run.away:.2g} (relative) from float64"
     )
-    return int(growth > 8 or away > 1e-9 or objects > 1000)
+    return int(growth > 8 or objects > 1000 or not run.away <= 1e-9)
 
 
 if __name__ == "__main__":
-    sys.exit(main(int(sys.argv[1])))
+    sys.exit(main(int(sys.argv[1]), *map(Path, sys.argv[2:])))
