@@ -52,7 +52,8 @@ int32_t absgd_cpu_level(void) { return cpu_level(); }
 
 #define REQUIRE ABSGD_REQUIRE
 
-/* Whether weights_large.c may do it: asked of the whole batch, so that a split changes no bit. */
+/* Whether weights_large.c may do it. For weights it is asked of the whole batch's count, so that a
+ * split changes no bit of them. */
 static int is_large(absgd_dtype dtype, double count, double lam) {
     const double size = fabs(lam);
     return dtype != ABSGD_FLOAT64 && count >= ABSGD_LARGE && 1e-30 < size && size < 1e30;

@@ -2,6 +2,7 @@
  * most 1/e in size, so that each term is within 1e-7 of the largest; sums as in weights_large.c. */
 #include "exp.h"
 #include "kernels.h"
+#include "lam_search_math.h"
 #include "large.h"
 
 typedef struct sums {
@@ -54,36 +55,46 @@ ABSGD_INLINE void add_block(absgd_dtype dtype, const void *losses, const uint8_t
     all->t1 += t1;
 }
 
-ABSGD_INLINE int round_of(absgd_dtype dtype, const void *losses, const uint8_t *mask,
-                          const void *weight, int64_t n, double sign,
-                          const absgd_lam_search *search, absgd_lam_row *row) {
-    const int is_first = search->round == 0.0;
-    const float inverse_lam = (float)exp(-search->u), max = (float)search->max;
-    sums all = {0.0, 0.0, 0.0, 0.0, 0.0, 0.0};
-    extent over = {0.0f, 0.0f, 0.0f, 0.0f, 0.0f, 0};
-    if (is_first) over = extent_of(dtype, losses, mask, weight, n, (float)sign);
+/* 0 if that is not to be done in float. */
+ABSGD_INLINE int extremes(absgd_dtype dtype, const void *losses, const uint8_t *mask,
+                          const float *weight, int64_t n, float sign, absgd_lam_row *row) {
+    const extent over = extent_of(dtype, losses, mask, weight, n, sign);
     if (!is_ordinary(over)) return 0;
+    sums all = {0};
     for (int64_t begin = 0; begin < n; begin += ABSGD_LARGE_BLOCK) {
-        const int64_t end = n - begin < ABSGD_LARGE_BLOCK ? n : begin + ABSGD_LARGE_BLOCK;
-        if (is_first) {
-            add_moments(dtype, losses, mask, weight, begin, end, (float)sign, &all);
-        } else {
-            add_block(dtype, losses, mask, weight, begin, end, (float)sign, max, inverse_lam, &all);
-        }
+        add_moments(dtype, losses, mask, weight, begin, end_of_block(begin, n), sign, &all);
     }
-    *row = (absgd_lam_row){(double)over.count,
-                           0.0,
-                           all.weight,
-                           max,
-                           -INFINITY,
-                           all.s0,
-                           all.s1,
-                           all.s2,
-                           all.t0,
-                           all.t1};
-    if (is_first) row->max = over.max;
-    if (is_first) row->max_negated = -over.min;
-    return isfinite(all.s0 + all.s2 + all.t0); /* as where weights are huge */
+    *row = absgd_empty_lam_row();
+    row->count = (double)over.count;
+    row->sum_weight = all.weight;
+    row->max = over.max;
+    row->max_negated = -over.min;
+    row->s1 = all.s1;
+    row->s2 = all.s2;
+    return isfinite(all.s2);
+}
+
+/* 0 if they are not finite, as where weights are huge. */
+ABSGD_INLINE int later_sums(absgd_dtype dtype, const void *losses, const uint8_t *mask,
+                            const float *weight, int64_t n, float sign,
+                            const absgd_lam_search *search, absgd_lam_row *row) {
+    const float inverse_lam = (float)exp(-search->u), max = (float)search->max;
+    sums all = {0};
+    for (int64_t begin = 0; begin < n; begin += ABSGD_LARGE_BLOCK) {
+        add_block(dtype, losses, mask, weight, begin, end_of_block(begin, n), sign, max,
+                  inverse_lam, &all);
+    }
+    *row = (absgd_lam_row){0.0,    0.0,    all.weight, max,    -INFINITY,
+                           all.s0, all.s1, all.s2,     all.t0, all.t1};
+    return isfinite(all.s0 + all.s2 + all.t0);
+}
+
+ABSGD_INLINE int round_of(absgd_dtype dtype, const void *losses, const uint8_t *mask,
+                          const float *weight, int64_t n, double sign,
+                          const absgd_lam_search *search, absgd_lam_row *row) {
+    return search->round == 0.0
+               ? extremes(dtype, losses, mask, weight, n, (float)sign, row)
+               : later_sums(dtype, losses, mask, weight, n, (float)sign, search, row);
 }
 
 int ABSGD_KERNEL(absgd_lam_sums_large)(absgd_dtype dtype, const void *losses, const uint8_t *mask,

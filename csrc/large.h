@@ -14,6 +14,10 @@
 /* So many floats are added up as floats, before their sum is a double. */
 enum { ABSGD_LARGE_BLOCK = 256 };
 
+ABSGD_INLINE int64_t end_of_block(int64_t begin, int64_t n) {
+    return n - begin < ABSGD_LARGE_BLOCK ? n : begin + ABSGD_LARGE_BLOCK;
+}
+
 /* What decides whether the sums can be taken in float. */
 typedef struct extent {
     float min, max;          /* of ±L over w > 0 */

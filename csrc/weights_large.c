@@ -68,7 +68,7 @@ ABSGD_INLINE void add_block(absgd_dtype dtype, const void *losses, const uint8_t
 }
 
 ABSGD_INLINE int stats_of(absgd_dtype dtype, const void *losses, const uint8_t *mask,
-                          const void *weight, int64_t n, double lam, absgd_stats *stats) {
+                          const float *weight, int64_t n, double lam, absgd_stats *stats) {
     const float sign = lam < 0.0 ? -1.0f : 1.0f;
     const extent over = extent_of(dtype, losses, mask, weight, n, sign);
     const double m = over.max / fabs(lam);
@@ -78,7 +78,7 @@ ABSGD_INLINE int stats_of(absgd_dtype dtype, const void *losses, const uint8_t *
     stats->max = m;
     const int has_negative = sign < 0.0f ? over.max > 0.0f : over.min < 0.0f;
     for (int64_t begin = 0; begin < n; begin += ABSGD_LARGE_BLOCK) {
-        const int64_t end = n - begin < ABSGD_LARGE_BLOCK ? n : begin + ABSGD_LARGE_BLOCK;
+        const int64_t end = end_of_block(begin, n);
         if (has_negative) {
             add_block(dtype, losses, mask, weight, begin, end, sign, of, 1, stats);
         } else {
@@ -91,20 +91,19 @@ ABSGD_INLINE int stats_of(absgd_dtype dtype, const void *losses, const uint8_t *
 }
 
 ABSGD_INLINE void weights_of(absgd_dtype dtype, const void *losses, const uint8_t *mask,
-                             const void *weight, int64_t n, double lam, absgd_weigher weigher,
+                             const float *weight, int64_t n, double lam, absgd_weigher weigher,
                              float *weights, float *coefficients, double *capped) {
     const float sign = lam < 0.0 ? -1.0f : 1.0f, cap = (float)weigher.cap;
     const float scale = (float)weigher.scale;
-    const float *measure = weight;
     const exponential of = exponential_of(lam, weigher.log_s);
     int64_t above = 0;
     for (int64_t begin = 0; begin < n; begin += ABSGD_LARGE_BLOCK) {
-        const int64_t end = n - begin < ABSGD_LARGE_BLOCK ? n : begin + ABSGD_LARGE_BLOCK;
+        const int64_t end = end_of_block(begin, n);
         int32_t here = 0;
         ABSGD_SIMD_WITH(reduction(+ : here))
         for (int64_t i = begin; i < end; i++) {
             const int counts = !mask || mask[i];
-            const float w = !counts ? 0.0f : measure ? measure[i] : 1.0f;
+            const float w = !counts ? 0.0f : weight ? weight[i] : 1.0f;
             float p = value(of, sign * load_f32(dtype, losses, i));
             p = w > 0.0f ? p : 0.0f;
             here += p > cap;

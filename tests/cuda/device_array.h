@@ -117,6 +117,11 @@ inline std::vector<double> decode(absgd_dtype dtype, const Bytes &bytes) {
 /* ---- data and comparison ---- */
 
 constexpr double INF = std::numeric_limits<double>::infinity();
+/* Whether the CPU may compute a batch in float (ABSGD_LARGE); the device computes in double. */
+inline bool is_large_on_cpu(absgd_dtype dtype, size_t n) {
+    return dtype != ABSGD_FLOAT64 && n >= ABSGD_LARGE;
+}
+
 constexpr double NOT_A_NUMBER = std::numeric_limits<double>::quiet_NaN();
 
 inline std::vector<double> normal_values(size_t n, unsigned seed, double mean = 0.0,

@@ -59,9 +59,8 @@ TEST_P(CudaLam, FollowFindsTheCpusLambda) {
                                                 masked ? weight_.data() : nullptr, n, rule_.data(),
                                                 scratch.data(), lam.data(), nullptr),
                           ABSGD_OK);
-                /* of a large batch the CPU's sums are floats */
-                const bool is_rough = GetParam() != ABSGD_FLOAT64 && n >= ABSGD_LARGE;
-                expect_close(lam.get(), {wanted}, is_rough ? 1e-5 : 1e-9, 0.0, "lam");
+                expect_close(lam.get(), {wanted}, is_large_on_cpu(GetParam(), n) ? 1e-5 : 1e-9, 0.0,
+                             "lam");
             }
         }
     }

@@ -129,9 +129,8 @@ Weights weigh_on_device(const Batch &batch, const std::vector<absgd_stats> *rows
     return on.weights();
 }
 
-/* What the CPU's floats take on a large batch; the device computes in double. */
 double cpu_error(absgd_dtype dtype, size_t n) {
-    return dtype != ABSGD_FLOAT64 && n >= ABSGD_LARGE ? 4 * ABSGD_LARGE_ERROR : 0.0;
+    return is_large_on_cpu(dtype, n) ? 4 * ABSGD_LARGE_ERROR : 0.0;
 }
 
 void expect_same(const State &got, const State &wanted, double error = 0.0) {
