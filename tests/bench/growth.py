@@ -3,8 +3,8 @@
     python tests/bench/growth.py tests/bench/growth.png
 
 Forward and backward pass of loss and weights: batches of 1 to 4,096 at 100 classes, and 2 to
-200,000 classes at a batch of 32. CPU time of one thread, for machines in use;
-each point is the median of rounds in which the methods take turns.
+200,000 classes at a batch of 32. CPU time of one thread, for machines in use; each point is the
+median of a contest's rounds.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from collections.abc import Callable
 import matplotlib
 
 matplotlib.use("Agg")
+import contest
 import matplotlib.pyplot as plt
 import torch
 from bench_loss import LAM, both_passes, logits, ours_of
@@ -26,7 +27,7 @@ import torch_absgd as ta
 
 BATCHES = [2**k for k in range(13)]
 CLASSES = [2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000, 20000, 50000, 100000, 200000]
-ROUNDS, BLOCK_SECONDS = 9, 2e-3
+SETTINGS = contest.Settings(threads=1, seconds=0.1, compiles=False)
 HALF = "CE, bfloat16 logits"
 METHODS = ("CE", "LDAM", "focal", HALF, "CE composed in torch")
 
@@ -40,19 +41,11 @@ def work(method: str, batch: int, classes: int) -> Callable[[], None]:
     return both_passes(ta.AttentionalLoss(loss, lam=LAM), x, y)
 
 
-def seconds(call: Callable[[], None], calls: int) -> float:
-    start = time.thread_time()
-    for _ in range(calls):
-        call()
-    return (time.thread_time() - start) / calls
-
-
 def medians(batch: int, classes: int) -> list[float]:
     """Microseconds a call of each method."""
-    calls = [work(method, batch, classes) for method in METHODS]
-    sizes = [max(1, round(BLOCK_SECONDS / min(seconds(c, 1) for _ in range(3)))) for c in calls]
-    rounds = [[seconds(c, n) for c, n in zip(calls, sizes, strict=True)] for _ in range(ROUNDS)]
-    return [statistics.median(times) * 1e6 for times in zip(*rounds, strict=True)]
+    contenders = [contest.Contender(method, work(method, batch, classes)) for method in METHODS]
+    samples = contest.contest(SETTINGS, contenders).samples
+    return [statistics.median(samples[method]) for method in METHODS]
 
 
 def draw(ax: plt.Axes, sizes: list[int], times: list[list[float]], label: str) -> None:
@@ -65,7 +58,7 @@ def draw(ax: plt.Axes, sizes: list[int], times: list[list[float]], label: str) -
 
 def main(path: str) -> None:
     torch.manual_seed(0)
-    torch.set_num_threads(1)
+    contest.clock = time.thread_time_ns
     by_batch = [medians(batch, 100) for batch in BATCHES]
     by_classes = [medians(32, classes) for classes in CLASSES]
     for name, sizes, times in (("B", BATCHES, by_batch), ("C", CLASSES, by_classes)):
