@@ -13,24 +13,25 @@
  * and the per-sample losses that it is used with, fused                      absgd_softmax_loss_*
  *
  * Promised of every function, and no more than this:
- *   - Pointers are to dense memory that the caller owns, aligned as its element type is. Nothing is
- *     allocated and no state is kept; thread pools, if any, are the caller's. Functions may be
- * called from any threads at once that write to different memory.
+ *   - Pointers are to dense memory that the caller owns, aligned as its element type is. Nothing
+ *     is allocated and no state is kept; thread pools, if any, are the caller's. Functions may be
+ *     called from any threads at once that write to different memory.
  *   - Nothing that is written overlaps anything else that is passed, unless the function says so.
  *   - Sizes and indices are 64-bit and count elements.
  *   - Arguments are checked before anything is written. A result other than ABSGD_OK means that
  *     nothing was. What is checked: dtypes, sizes, NULL, hyper-parameters. A number among the data
  *     (losses, weights, λ, rows) may be anything, NaN included.
  *   - Where work is split by [begin, end), the split changes no bit of the result. Where it is
- * split by passing parts of the arrays, that holds for elements (absgd_weights); sums
+ *     split by passing parts of the arrays, that holds for elements (absgd_weights); sums
  *     (absgd_batch_stats, absgd_lam_sums) are the same in their bits only for the same parts,
- * joined in the same order: cut at ABSGD_STATS_CHUNK, as the operators do.
+ *     joined in the same order: cut at ABSGD_STATS_CHUNK, as the operators do.
  *   - Bits are the same on one machine; another processor may round the last place otherwise. Of a
  *     NaN no bit is promised.
  *   - The floating-point environment is the default one: rounding to nearest, subnormals kept
- * (flushed, they read 0). Its exception flags mean nothing after a call.
+ *     (flushed, they read 0). Its exception flags mean nothing after a call.
  *   - Within a major version (ABSGD_VERSION_MAJOR; before 1.0, a minor one) structs keep their
- * layout and functions their signature; new ones may be added. absgd_version tells what was linked.
+ *     layout and functions their signature; new ones may be added. absgd_version tells what was
+ *     linked.
  *   - "Arithmetic type": double for ABSGD_FLOAT64, float for the other three.
  */
 #ifndef ABSGD_H
