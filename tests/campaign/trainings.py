@@ -248,20 +248,24 @@ class Plain:
     def _follow(self, losses: Tensor, weight: Tensor) -> None:
         """λ* of the batch by bisection, where there is one."""
         kind, target, noisy = self.wanted
-        x = -losses if noisy else losses
-        x, weight = x[weight > 0], weight[weight > 0]
-        spread = float(x.max() - x.min()) if len(x) else 0.0
+        pairs = zip(losses.tolist(), weight.tolist(), strict=True)
+        pairs = [(-v if noisy else v, w) for v, w in pairs if w > 0]
+        top = max((v for v, _ in pairs), default=0.0)
+        spread = top - min((v for v, _ in pairs), default=0.0)
+        total = math.fsum(w for _, w in pairs)
         if spread == 0:
             return
 
         def excess(log_lam: float) -> float:  # < 0 where the weights are too selective
-            y = (x - x.max()) / math.exp(log_lam)
-            q = weight * y.exp()
+            lam = math.exp(log_lam)
+            q = squares = moment = 0.0
+            for v, w in pairs:
+                y = (v - top) / lam
+                e = math.exp(y)
+                q, squares, moment = q + w * e, squares + w * e * e, moment + w * e * y
             if kind == "ess":
-                return float(q.sum() ** 2 / (weight.sum() * (q * y.exp()).sum())) - target
-            q = q / q.sum()
-            terms = torch.where(q > 0, q * (q / (weight / weight.sum())).log(), 0.0)
-            return target - float(terms.sum())
+                return q * q / (total * squares) - target
+            return target - (moment / q - math.log(q / total))
 
         low, high = math.log(spread * 1e-12), math.log(spread * 1e6)
         if excess(low) >= 0:
