@@ -40,6 +40,15 @@ def test_warns_once_and_early() -> None:
     assert weigh(opt, SKEWED, 50) == []
 
 
+def test_losses_that_fall_or_that_few_samples_have_are_fine() -> None:
+    falling = [SKEWED * 0.9**i for i in range(LOOK)]
+    rare = torch.cat([torch.zeros(30), torch.full((2,), 0.3)])  # the mean is far below λ
+    for batches, is_warned in ((falling, False), (falling[::-1], True), ([rare] * LOOK, False)):
+        opt = make(0.05)
+        messages = [message for batch in batches for message in weigh(opt, batch, 1)]
+        assert len(messages) == is_warned
+
+
 def test_warns_when_a_schedule_sets_a_small_lam() -> None:
     opt = make(math.inf)
     assert weigh(opt, SKEWED, 3 * LOOK) == []

@@ -66,10 +66,22 @@ def run(task: Task, training: Training, seeds: Sequence[int]) -> list[dict[str, 
             "task": task.name, "training": str(training),
             "method": name, "class_weights": balanced, "start": start,
             "average": rounded(average), "worst": rounded(worst),
-            "size": rounded(watched[:, :, 0].nanmean(1)),
-            "length": rounded(watched[:, :, 1].nanmean(1)),
+            **first_steps(watched),
         })  # fmt: skip
     return runs
+
+
+def first_steps(watched: Tensor) -> dict[str, list[float | None]]:
+    """[seeds, steps, 3] of `suite.look` to means over the steps, and to the mean loss of the later
+    half over that of the first."""
+    size, length, level = watched.unbind(2)
+    half = level.shape[1] // 2
+    return {
+        "size": rounded(size.nanmean(1)),
+        "length": rounded(length.nanmean(1)),
+        "level": rounded(level.nanmean(1)),
+        "fall": rounded(level[:, half:].nanmean(1) / level[:, :half].nanmean(1)),
+    }
 
 
 def summary(accuracy: Tensor) -> tuple[Tensor, Tensor]:

@@ -114,8 +114,7 @@ def train(task: Task, methods: Sequence[Method], seeds: Sequence[int], training:
         task.class_weights()
     )
     n, seen = index.shape[1], torch.zeros(M * S)
-    watch = torch.full((M * S, WATCHED, 2), math.nan)
-    row = torch.arange(M * S)
+    watch = torch.full((M * S, WATCHED, 3), math.nan)
     for epoch in range(E):
         plan = torch.tensor([schedule(m, epoch, E) for m in methods for _ in seeds]).double()
         rule.set_lam(plan[:, 0], plan[:, 1])
@@ -135,20 +134,22 @@ def train(task: Task, methods: Sequence[Method], seeds: Sequence[int], training:
                 group["lr"] = training.lr_at((epoch + b / n) / E)
             optimizer.step()
             optimizer.zero_grad()
-            look(watch, seen, is_on, losses.detach(), w, p, row)
-    return {"accuracy": evaluate(rows, task).view(M, S, -1), "watch": watch.view(M, S, WATCHED, 2)}
+            look(watch, seen, is_on, losses.detach(), w, p, rule.lam)
+    return {"accuracy": evaluate(rows, task).view(M, S, -1), "watch": watch.view(M, S, WATCHED, 3)}
 
 
 def look(
-    watch: Tensor, seen: Tensor, is_on: Tensor, losses: Tensor, w: Tensor, p: Tensor, row: Tensor
+    watch: Tensor, seen: Tensor, is_on: Tensor, losses: Tensor, w: Tensor, p: Tensor, lam: Tensor
 ) -> None:
-    """Effective size and lengthening Σwp|L|/Σw|L| of rows in their first selective steps."""
-    now = is_on & (seen < WATCHED)
-    if not now.any():
+    """Of rows in their first selective steps: effective size, lengthening Σwp|L|/Σw|L|, and the
+    mean loss in units of |λ|."""
+    now = (is_on & (seen < WATCHED)).nonzero().flatten()
+    if len(now) == 0:
         return
     size = (w * p).sum(1) ** 2 / (w.sum(1) * (w * p * p).sum(1))
     length = (w * p * losses).sum(1) / (w * losses).sum(1)
-    watch[row[now], seen[now].long()] = torch.stack([size, length], 1)[now].float()
+    level = (w * losses).mean(1) / lam.abs()
+    watch[now, seen[now].long()] = torch.stack([size, length, level], 1)[now].float()
     seen[now] += 1
 
 

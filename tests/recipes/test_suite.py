@@ -2,6 +2,7 @@
 
 import json
 import math
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,8 +15,8 @@ import torch_absgd as ta
 from studies import suite_report
 from studies.lstm_rows import LSTMRows
 from studies.reference import Rule, Weighting, effective_size, find_lam
-from studies.run_suite import methods, run
-from studies.suite import Method, Training, schedule, train
+from studies.run_suite import first_steps, methods, run
+from studies.suite import WATCHED, Method, Training, look, schedule, train
 from studies.tasks import TASKS
 
 STUDIES = Path(__file__).resolve().parents[2] / "recipes" / "studies"
@@ -66,6 +67,22 @@ def test_one_outlier_does_not_silence_what_follows():
         for batch in (quiet, loud, quiet, quiet):
             coefficients, _ = rule(batch)
         assert (coefficients.mean() < 0.5) == is_silent
+
+
+@pytest.mark.parametrize("lam, falls", [(0.3, False), (0.3, True), (3.0, False), (-0.1, True)])
+def test_the_table_of_warnings_asks_what_the_package_asks(lam, falls):
+    L = losses_of(WATCHED) if falls else losses_of(1).expand(WATCHED, 1, 32)
+    L = L ** (2 if falls else 1)
+    rule, opt = Rule([Weighting(lam)]), ta.ABSGD([torch.zeros(1, requires_grad=True)], lam=lam)
+    watch, seen = torch.full((1, WATCHED, 3), math.nan), torch.zeros(1)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for batch in L:
+            _, p = rule(batch)
+            look(watch, seen, torch.tensor([True]), batch, torch.ones_like(p), p, rule.lam)
+            opt.weigh(batch[0])
+    made = {"method": f"λ = {lam}", **first_steps(watch)}
+    assert suite_report.is_warned(made, 0) == bool(caught) == (lam < 0 or (lam < 1 and not falls))
 
 
 def test_a_row_is_a_run_of_its_own():
@@ -158,12 +175,19 @@ def test_the_warning_is_counted_by_what_became_of_a_setting():
     common = {"task": "t", "class_weights": False, "training": "sgd 0.1 cosine", "start": 0.0}
     runs = [{**common, "method": "SGD", "average": [0.9, 0.9], "size": [None, None]}]
     for name, average, size in (
-        ("λ = 5", 0.9, [0.6, 0.8]),
-        ("λ = 1", 0.87, [0.6, 0.6]),
+        ("λ = 5", 0.9, [0.5, 0.8]),
+        ("λ = 2", 0.89, [0.7, 0.7]),
+        ("λ = 1", 0.87, [0.5, 0.5]),
         ("λ = 0.1", 0.5, [0.1, 0.8]),
         ("λ = 0.1, guarded", 0.5, [0.1, 0.1]),
     ):
-        runs.append({**common, "method": name, "average": [average] * 2, "size": size})
+        large = {"level": [1.0, 1.0], "fall": [1.0, 1.0]}
+        runs.append({**common, "method": name, "average": [average] * 2, "size": size, **large})
     table = suite_report.warning_table({"runs": runs})
-    assert "| λ > 0, to the letter | 1 of 2 runs | 2 of 2 runs | 1 of 2 runs |" in table
-    assert "| λ > 0, guarded | 0 of 0 runs | 0 of 0 runs | 0 of 2 runs |" in table
+    cells = {
+        "to the letter": "1 of 2, 0 of 2, 2 of 2, 1 of 2",
+        "guarded": "0 of 0, " * 3 + "0 of 2",
+    }
+    for form, counts in cells.items():
+        row = " | ".join(f"{count} runs" for count in counts.split(", "))
+        assert f"| λ > 0, {form} | {row} |" in table
