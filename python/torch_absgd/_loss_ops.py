@@ -13,19 +13,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ._differentiable import (
-    DifferentiatedOnce as DifferentiatedOnce,
-)
-from ._differentiable import (
     TransformableGradient,
+    arithmetic_type,
     as_samples,
     backward_twice,
     in_front,
     loss_of,
     refuse_mapped_options,
     require,
-)
-from ._differentiable import (
-    arithmetic_type as arithmetic_type,
 )
 from ._ops import register_fake
 

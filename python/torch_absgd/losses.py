@@ -23,7 +23,8 @@ from ._class_values import (
     check_pair,
     positive_counts,
 )
-from ._loss_ops import arithmetic_type, softmax_loss
+from ._differentiable import arithmetic_type
+from ._loss_ops import softmax_loss
 
 
 class PerSampleLoss(ClassValues):
@@ -47,10 +48,10 @@ class PerSampleLoss(ClassValues):
         self.label_smoothing = float(label_smoothing)
         self.per = per
 
-    def options(self, dtype: torch.dtype) -> tuple[Any, ...]:
-        """What the operators take after the target, values of a class in ``dtype``."""
+    def options(self, input: Tensor) -> tuple[Any, ...]:
+        """What the operators take after the target."""
         return (
-            *self.values_in(dtype, "weight", "margin", "offset"),
+            *self.values_in(arithmetic_type(input.dtype), "weight", "margin", "offset"),
             self.scale,
             self.gamma,
             self.label_smoothing,
@@ -77,7 +78,7 @@ class PerSampleLoss(ClassValues):
             RuntimeError: a target is outside [0, C) (on the CPU).
         """
         self.check_call(input, target)
-        losses = softmax_loss(input, target, *self.options(arithmetic_type(input.dtype)))
+        losses = softmax_loss(input, target, *self.options(input))
         if self.per == "element" or losses.dim() < 2:
             return losses
         counted = _not_ignored(target, self.ignore_index)
@@ -92,6 +93,11 @@ class PerSampleLoss(ClassValues):
         if counted is None or self.per == "element" or counted.dim() < 2:
             return counted
         return counted.flatten(1).any(1)
+
+    def losses_shape(self, input: Tensor) -> torch.Size:
+        """Of the losses of class indices, before a mean over a sample's."""
+        class_dim = min(input.dim() - 1, 1)
+        return torch.Size([*input.shape[:class_dim], *input.shape[class_dim + 1 :]])
 
     def is_one_operator(self, input: Tensor, target: Tensor) -> bool:
         """Whether `forward` is the operator that takes `options`, and nothing after it."""
