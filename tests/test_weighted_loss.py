@@ -2,6 +2,7 @@
 
 import copy
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -277,3 +278,37 @@ def test_opcheck_of_a_sigmoid_loss(per_sample: bool) -> None:
         torch.ops.absgd.weighted_sigmoid_loss.default,
         (logits.detach(), target.float(), *options, *base, *tensors, *weigher.state.constants()),
     )
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"mask": torch.ones(12, 5).bool()}, "mask must have the losses' shape"),
+        ({"base_weight": torch.ones(12).double()}, "weight must be"),
+        ({"lam_rule": torch.ones(5).double()}, "lam_rule must be"),
+        ({"reports": torch.ones(5).double()}, "reports must be"),
+        ({"pos_weight": torch.ones(4)}, "pos_weight must have shape"),
+        ({"focal_alpha": 2.0}, "a hyper-parameter is outside its range"),
+    ],
+)
+def test_the_sigmoid_operator_checks_for_itself(
+    change: dict[str, Any], message: str, device: str
+) -> None:
+    """And leaves log_s as it was."""
+    logits, target = labels(torch.float32, 0, False)
+    weigher = ta.AttentionalLoss(ta.PerSampleBCE(), lam=1.0).weigher
+    lam, log_s, log_s_lam, reports = weigher.state.normaliser()
+    options = ("weight", "pos_weight", "mask", "base_weight", "lam_rule")
+    arguments = {name: None for name in options}
+    arguments |= {"logits": logits.detach(), "target": target.float()}
+    arguments |= {"lam": lam, "log_s": log_s, "log_s_lam": log_s_lam, "reports": reports} | change
+    numbers = {"label_smoothing": 0.0, "focal_alpha": -1.0, "focal_gamma": 0.0}
+    numbers |= {"ignore_index": None, "per_sample": True}
+    constants = ("gamma", "alpha", "s_init", "max_weight", "keep_loss", "bounded")
+    rule = dict(zip(constants, weigher.state.constants(), strict=True))
+    arguments = {**numbers, **rule, **arguments}
+    on = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in arguments.items()}
+    with pytest.raises(RuntimeError, match=message):
+        torch.ops.absgd.weighted_sigmoid_loss(**on)
+    assert log_s.isnan()

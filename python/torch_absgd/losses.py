@@ -1,8 +1,9 @@
 """Fused per-sample classification losses, for `ABSGD.weigh` and `AttentionalLoss`.
 
 Each returns one loss an element of the target; there is no ``reduction``. Forward reads the logits
-once, backward reads them once and writes their gradient: no other tensor of their size is made.
-The formula of them all stands in ``csrc/absgd.h``.
+once, backward reads them once and writes their gradient: no other tensor of their size is made (but
+for class probabilities in focal and LDAM, which torch's own operators compute). The formula of them
+all stands in ``csrc/absgd.h``.
 """
 
 from __future__ import annotations
@@ -167,7 +168,7 @@ class PerSampleFocal(PerSampleLoss):
 
     With class probabilities q: −Σ_c q_c·w_c·(1 − P_c)^γ·log P_c, the mean of the loss under q,
     which for mixup is the same mixture of the two labels' losses. It is made of torch's own
-    operators.
+    operators, at several times the cost of class indices.
 
     Args:
         gamma: γ ≥ 0; 0 is cross-entropy.
@@ -201,7 +202,8 @@ class PerSampleLDAM(PerSampleLoss):
     With class probabilities q: Σ_y q_y·(the loss of class y, with y's margin on x_y alone), the
     mean of the loss under q, which for mixup is the same mixture of the two labels' losses: each
     class keeps its own margin, where a margin averaged over q would shift rare and frequent
-    classes alike. It is made of torch's own operators; q sums to 1.
+    classes alike. It is made of torch's own operators, at several times the cost of class indices;
+    q sums to 1.
 
     Args:
         class_counts: n_j > 0, the training samples of each class; any sequence, array or tensor.
