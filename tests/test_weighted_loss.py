@@ -196,6 +196,17 @@ def test_the_scalar_may_be_scaled_in_place() -> None:
     assert torch.equal(logits.grad, again.grad)
 
 
+@pytest.mark.parametrize("loss", [ta.PerSampleCrossEntropy(), ta.PerSampleBCE()])
+def test_torch_func_takes_the_general_way(loss: nn.Module) -> None:
+    of = labels if isinstance(loss, ta.PerSampleBCE) else batch
+    logits, target = of(torch.float64, 0, False)
+    apart, criterion = (ta.AttentionalLoss(loss, lam=1.0) for _ in range(2))
+    criterion(logits, target).backward()
+    grad = torch.func.grad(lambda x: apart(x, target))(logits.detach())
+    torch.testing.assert_close(grad, logits.grad)
+    torch.testing.assert_close(apart.log_s, criterion.log_s)
+
+
 def test_differentiable_once() -> None:
     logits, target = batch(torch.float64, 0, False)
     total = ta.AttentionalLoss(ta.PerSampleCrossEntropy(), lam=1.0)(logits, target)

@@ -12,7 +12,7 @@ from typing import Any, TypeGuard
 import torch
 from torch import Tensor, nn
 
-from ._differentiable import DifferentiatedOnce, arithmetic_type
+from ._differentiable import DifferentiatedOnce, arithmetic_type, is_transformed
 from ._rule_checks import check_mask_and_weight
 from .losses import PerSampleLoss
 from .sigmoid_losses import PerSampleSigmoidLoss
@@ -50,8 +50,9 @@ def can_weigh_at_once(
     criterion: Any, input: Any, target: Any, weigher: Weigher, class_weight: Tensor | None = None
 ) -> TypeGuard[PerSampleLoss | PerSampleSigmoidLoss]:
     """Whether `weigh_at_once` applies: a loss of ours as it stands, one loss an element, logits of
-    no great size to differentiate, one process, one batch, and nobody who waits for the scalar's
-    backward pass. Not in float16, where a gradient may need its scale to be representable."""
+    no great size to differentiate, by autograd and not by ``torch.func``, one process, one batch,
+    and nobody who waits for the scalar's backward pass. Not in float16, where a gradient may need
+    its scale to be representable."""
     return (
         isinstance(input, Tensor)
         and isinstance(target, Tensor)
@@ -66,6 +67,7 @@ def can_weigh_at_once(
         and not weigher.is_frozen
         and weigher.ranks.world_size() == 1
         and not is_checkpointing()
+        and not is_transformed()
     )
 
 
