@@ -3,6 +3,7 @@
 #define ABSGD_OPERATORS_H
 
 #include "register_batch.h"
+#include "register_sigmoid_loss.h"
 #include "register_softmax_loss.h"
 
 #include <tuple>
@@ -15,9 +16,12 @@ Tensor weigh(const Losses &batch, const std::optional<Tensor> &rows, const RuleS
              const absgd_rule &rule, double factor);
 void follow_lam(const Losses &batch, const Tensor &lam_rule, double *lam);
 
-/* register_losses.cpp: the losses and what backward wants of them; the logits' gradient */
+/* register_losses.cpp and register_sigmoid_loss.cpp: the losses and what backward wants of them;
+ * the logits' gradient */
 std::tuple<Tensor, Tensor> forward(const SoftmaxLoss &call);
+std::tuple<Tensor, Tensor> forward(const SigmoidLoss &call);
 Tensor backward(const SoftmaxLoss &call, const void *grad_loss, const Tensor &saved);
+Tensor backward(const SigmoidLoss &call, const void *grad_loss, const Tensor &known);
 
 } // namespace absgd
 #endif

@@ -37,6 +37,8 @@ inline ScalarType arithmetic_type(absgd_dtype dtype) {
     return dtype == ABSGD_FLOAT64 ? ScalarType::Double : ScalarType::Float;
 }
 
+inline const char *name_of(ScalarType type) { return torch::headeronly::toString(type); }
+
 inline void check(absgd_status status, const char *op) {
     STD_TORCH_CHECK(status == ABSGD_OK, op, ": ", absgd_status_string(status));
 }

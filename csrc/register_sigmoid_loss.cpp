@@ -1,7 +1,7 @@
 /* The operators torch.ops.absgd.sigmoid_loss and sigmoid_loss_backward: per-sample sigmoid losses
  * over (N), (N, C) or (N, C, d1, d2, …) logits, as absgd.h has them. Python (_sigmoid_ops.py) adds
  * the fake kernels and the autograd formula. */
-#include "register_sigmoid_loss.h"
+#include "operators.h"
 
 #include <atomic>
 
@@ -42,13 +42,9 @@ template <class Kernel> void run(const SigmoidLoss &call, const char *op, const 
     check(static_cast<absgd_status>(status.load()), op);
 }
 
-std::tuple<Tensor, Tensor> sigmoid_loss(const Tensor &logits, const Tensor &target,
-                                        const std::optional<Tensor> &weight,
-                                        const std::optional<Tensor> &pos_weight,
-                                        double label_smoothing, double alpha, double focal_gamma,
-                                        std::optional<double> ignore_index, bool per_sample) {
-    const SigmoidLoss call(logits, target, weight, pos_weight, label_smoothing, alpha, focal_gamma,
-                           ignore_index, per_sample);
+} // namespace
+
+std::tuple<Tensor, Tensor> forward(const SigmoidLoss &call) {
     Tensor loss = new_empty(call.logits, call.loss_shape(), call.arithmetic());
     Tensor known = new_empty(call.logits, {call.counts()}, call.arithmetic());
     const void *x = call.logits.const_data_ptr(), *q = call.target.const_data_ptr();
@@ -60,6 +56,29 @@ std::tuple<Tensor, Tensor> sigmoid_loss(const Tensor &logits, const Tensor &targ
     return {loss, known};
 }
 
+Tensor backward(const SigmoidLoss &call, const void *grad_loss, const Tensor &known) {
+    Tensor grad = new_empty(call.logits, call.logits.sizes(), call.logits.scalar_type());
+    const void *x = call.logits.const_data_ptr(), *q = call.target.const_data_ptr();
+    const void *known_at = known.const_data_ptr();
+    void *grad_at = grad.mutable_data_ptr();
+    run(call, "absgd::sigmoid_loss_backward", [&](int64_t begin, int64_t end) {
+        return absgd_sigmoid_loss_backward(call.dtype, &call.spec, x, q, known_at, grad_loss,
+                                           grad_at, begin, end);
+    });
+    return grad;
+}
+
+namespace {
+
+std::tuple<Tensor, Tensor> sigmoid_loss(const Tensor &logits, const Tensor &target,
+                                        const std::optional<Tensor> &weight,
+                                        const std::optional<Tensor> &pos_weight,
+                                        double label_smoothing, double alpha, double focal_gamma,
+                                        std::optional<double> ignore_index, bool per_sample) {
+    return forward(SigmoidLoss(logits, target, weight, pos_weight, label_smoothing, alpha,
+                               focal_gamma, ignore_index, per_sample));
+}
+
 Tensor sigmoid_loss_backward(const Tensor &grad_loss, const Tensor &logits, const Tensor &target,
                              const Tensor &known, const std::optional<Tensor> &weight,
                              const std::optional<Tensor> &pos_weight, double label_smoothing,
@@ -69,15 +88,7 @@ Tensor sigmoid_loss_backward(const Tensor &grad_loss, const Tensor &logits, cons
                            ignore_index, per_sample);
     const Tensor upstream = as_contiguous(grad_loss);
     call.check_backward(upstream, known);
-    Tensor grad = new_empty(call.logits, call.logits.sizes(), call.logits.scalar_type());
-    const void *x = call.logits.const_data_ptr(), *q = call.target.const_data_ptr();
-    const void *up = upstream.const_data_ptr(), *known_at = known.const_data_ptr();
-    void *grad_at = grad.mutable_data_ptr();
-    run(call, "absgd::sigmoid_loss_backward", [&](int64_t begin, int64_t end) {
-        return absgd_sigmoid_loss_backward(call.dtype, &call.spec, x, q, known_at, up, grad_at,
-                                           begin, end);
-    });
-    return grad;
+    return backward(call, upstream.const_data_ptr(), known);
 }
 
 } // namespace

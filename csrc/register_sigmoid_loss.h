@@ -63,8 +63,6 @@ struct SigmoidLoss {
     }
 
   private:
-    static const char *name_of(ScalarType type) { return torch::headeronly::toString(type); }
-
     void check_values(const Tensor &t, int64_t n, const char *name) const {
         STD_TORCH_CHECK(t.numel() == n && t.scalar_type() == arithmetic() &&
                             same_device(t, logits) && t.is_contiguous(),

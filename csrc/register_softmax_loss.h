@@ -8,8 +8,6 @@
 
 namespace absgd {
 
-inline const char *name_of(ScalarType type) { return torch::headeronly::toString(type); }
-
 /* The arguments that both passes take, checked. Owns what it had to copy. */
 struct SoftmaxLoss {
     Tensor logits, target;

@@ -1,6 +1,6 @@
-/* torch.ops.absgd.weighted_softmax_loss: a softmax loss, its weights, the scalar to differentiate
- * and that one's gradient in the logits, in one call: on a small batch, dispatch costs more than
- * arithmetic does. */
+/* torch.ops.absgd.weighted_softmax_loss and weighted_sigmoid_loss: a loss, its weights, the scalar
+ * to differentiate and that one's gradient in the logits, in one call: on a small batch, dispatch
+ * costs more than arithmetic does. */
 #include "operators.h"
 
 #include <algorithm>
@@ -77,6 +77,22 @@ template <class T> void dot(const void *coefficients, const Losses &batch, const
     *static_cast<T *>(total.mutable_data_ptr()) = static_cast<T>(sum);
 }
 
+/* What both operators return of a batch: its total, losses, weights and gradient; saved is what
+ * forward kept. */
+template <class Loss>
+std::tuple<Tensor, Tensor, Tensor, Tensor>
+weighted(const Loss &call, const Losses &batch, const Tensor &saved,
+         const std::optional<Tensor> &lam_rule, const RuleState &state, const absgd_rule &rule) {
+    const Tensor &losses = batch.values;
+    if (lam_rule) follow_lam(batch, *lam_rule, state.lam);
+    const Tensor weights = weigh(batch, std::nullopt, state, rule, 1.0);
+    const void *coefficients =
+        static_cast<const char *>(weights.const_data_ptr()) + batch.n * losses.element_size();
+    Tensor total = new_empty(losses, {}, losses.scalar_type());
+    (call.dtype == ABSGD_FLOAT64 ? dot<double> : dot<float>)(coefficients, batch, total);
+    return {total, losses, weights, backward(call, coefficients, saved)};
+}
+
 std::tuple<Tensor, Tensor, Tensor, Tensor> weighted_softmax_loss(
     const Tensor &logits, const Tensor &target, const std::optional<Tensor> &weight,
     const std::optional<Tensor> &margin, const std::optional<Tensor> &offset, double scale,
@@ -90,17 +106,29 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> weighted_softmax_loss(
     const RuleState state(lam, log_s, log_s_lam, reports);
     const absgd_rule rule = rule_of(gamma, alpha, s_init, max_weight, keep_loss, bounded,
                                     "absgd::weighted_softmax_loss");
-    auto [losses, saved] = forward(call);
+    const auto [losses, saved] = forward(call);
     Losses batch(losses, mask, base_weight);
     batch.weight = base_measure(call, batch, class_weight);
     batch.mask = counted(call, batch);
-    if (lam_rule) follow_lam(batch, *lam_rule, state.lam);
-    const Tensor weights = weigh(batch, std::nullopt, state, rule, 1.0);
-    const void *coefficients = static_cast<const char *>(weights.const_data_ptr()) +
-                               losses.numel() * losses.element_size();
-    Tensor total = new_empty(losses, {}, losses.scalar_type());
-    (call.dtype == ABSGD_FLOAT64 ? dot<double> : dot<float>)(coefficients, batch, total);
-    return {total, losses, weights, backward(call, coefficients, saved)};
+    return weighted(call, batch, saved, lam_rule, state, rule);
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor>
+weighted_sigmoid_loss(const Tensor &logits, const Tensor &target,
+                      const std::optional<Tensor> &weight, const std::optional<Tensor> &pos_weight,
+                      double label_smoothing, double focal_alpha, double focal_gamma,
+                      std::optional<double> ignore_index, bool per_sample,
+                      const std::optional<Tensor> &mask, const std::optional<Tensor> &base_weight,
+                      const std::optional<Tensor> &lam_rule, const Tensor &lam, const Tensor &log_s,
+                      const Tensor &log_s_lam, const Tensor &reports, double gamma, double alpha,
+                      double s_init, double max_weight, bool keep_loss, bool bounded) {
+    const SigmoidLoss call(logits, target, weight, pos_weight, label_smoothing, focal_alpha,
+                           focal_gamma, ignore_index, per_sample);
+    const RuleState state(lam, log_s, log_s_lam, reports);
+    const absgd_rule rule = rule_of(gamma, alpha, s_init, max_weight, keep_loss, bounded,
+                                    "absgd::weighted_sigmoid_loss");
+    const auto [losses, known] = forward(call);
+    return weighted(call, Losses(losses, mask, base_weight), known, lam_rule, state, rule);
 }
 
 } // namespace
@@ -115,8 +143,17 @@ STABLE_TORCH_LIBRARY_FRAGMENT(absgd, m) {
           "float gamma, float alpha, float s_init, "
           "float max_weight, bool keep_loss, bool bounded) "
           "-> (Tensor total, Tensor losses, Tensor weights, Tensor grad)");
+    m.def("weighted_sigmoid_loss("
+          "Tensor logits, Tensor target, Tensor? weight, Tensor? pos_weight, "
+          "float label_smoothing, float focal_alpha, float focal_gamma, float? ignore_index, "
+          "bool per_sample, Tensor? mask, Tensor? base_weight, Tensor? lam_rule, "
+          "Tensor(a!) lam, Tensor(b!) log_s, Tensor(c!) log_s_lam, Tensor(d!) reports, "
+          "float gamma, float alpha, float s_init, "
+          "float max_weight, bool keep_loss, bool bounded) "
+          "-> (Tensor total, Tensor losses, Tensor weights, Tensor grad)");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(absgd, CPU, m) {
     m.impl("weighted_softmax_loss", TORCH_BOX(&absgd::weighted_softmax_loss));
+    m.impl("weighted_sigmoid_loss", TORCH_BOX(&absgd::weighted_sigmoid_loss));
 }

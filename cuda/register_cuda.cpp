@@ -1,58 +1,15 @@
 /* The CUDA implementations of torch.ops.absgd.*: a shared object of its own, on LibTorch's stable
  * ABI, loaded where there is a card. Schemas stand in csrc/register*.cpp. Nothing here waits for
  * the device; work goes to torch's current stream. */
-#include "absgd_cuda.h"
-#include "register_batch.h"
-#include "register_softmax_loss.h"
+#include "register_cuda.h"
 #include "register_step.h"
 
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
-#include <torch/csrc/stable/accelerator.h>
-
-#include <cuda_runtime.h>
-
-#include <tuple>
 
 namespace absgd {
 namespace {
 
-/* Makes a tensor's device the current one, and knows its stream. */
-class OnDeviceOf {
-  public:
-    explicit OnDeviceOf(const Tensor &t) : OnDeviceOf(t.get_device_index()) {}
-    explicit OnDeviceOf(int32_t device) : device_(device), guard_(device) {
-        TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device_, &stream_));
-    }
-
-    void *stream() const { return stream_; }
-
-    /* float64 tensors of n elements on this device */
-    double *doubles(const Tensor &t, int64_t n, const char *name) const {
-        STD_TORCH_CHECK(
-            !t.is_cpu() && t.get_device_index() == device_, name,
-            " must be on the device of the tensors that it is used with, cuda:", device_);
-        return absgd::doubles(t, n, name);
-    }
-
-    const double *doubles_or_null(const std::optional<Tensor> &t, const char *name) const {
-        return t ? doubles(*t, 1, name) : nullptr;
-    }
-
-  private:
-    int32_t device_;
-    torch::stable::accelerator::DeviceGuard guard_;
-    void *stream_ = nullptr;
-};
-
-void check_cuda(absgd_status status, const char *op) {
-    STD_TORCH_CHECK(status != ABSGD_CUDA_ERROR, op, ": ", absgd_status_string(status), ": ",
-                    cudaGetErrorString(cudaGetLastError()));
-    check(status, op);
-}
-
 /* ---- weights ---- */
-
-template <class Row> Row *as(double *values) { return reinterpret_cast<Row *>(values); }
 
 /* Rows of statistics that are given, and room for those of the chunks. */
 struct Rows {
@@ -72,18 +29,6 @@ struct Rows {
             scratch = as<absgd_stats>(static_cast<double *>(memory.mutable_data_ptr()));
         }
     }
-};
-
-/* The state of the rule, which weigh updates. */
-struct DeviceState {
-    double *lam, *log_s, *log_s_lam;
-    absgd_report *reports;
-
-    DeviceState(const OnDeviceOf &device, const Tensor &lam_, const Tensor &log_s_,
-                const Tensor &log_s_lam_, const Tensor &reports_)
-        : lam(device.doubles(lam_, 1, "lam")), log_s(device.doubles(log_s_, 1, "log_s")),
-          log_s_lam(device.doubles(log_s_lam_, 1, "log_s_lam")),
-          reports(as<absgd_report>(device.doubles(reports_, 2 * REPORT_SIZE, "reports"))) {}
 };
 
 Tensor batch_stats(const Tensor &losses, std::optional<Tensor> mask, std::optional<Tensor> weight,
@@ -107,9 +52,7 @@ Tensor new_weights(const Losses &losses) {
     return new_empty(losses.values, shape, arithmetic_type(losses.dtype));
 }
 
-char *coefficients_of(const Tensor &weights, const Losses &losses) {
-    return static_cast<char *>(weights.mutable_data_ptr()) + losses.n * weights.element_size();
-}
+} // namespace
 
 Tensor weigh(const OnDeviceOf &device, const Losses &batch, const std::optional<Tensor> &rows_,
              const DeviceState &state, const absgd_rule &rule, double factor) {
@@ -123,6 +66,8 @@ Tensor weigh(const OnDeviceOf &device, const Losses &batch, const std::optional<
                "absgd::weigh");
     return out;
 }
+
+namespace {
 
 Tensor weigh_op(const Tensor &losses, std::optional<Tensor> mask, std::optional<Tensor> weight,
                 std::optional<Tensor> rows, const Tensor &lam, const Tensor &log_s,
@@ -210,6 +155,8 @@ absgd_lam_row *lam_rows(const Tensor &memory) {
                           : nullptr;
 }
 
+} // namespace
+
 void follow_lam(const OnDeviceOf &device, const Losses &batch, const Tensor &lam_rule,
                 double *lam) {
     const Tensor scratch = new_lam_rows(batch, 2);
@@ -218,6 +165,8 @@ void follow_lam(const OnDeviceOf &device, const Losses &batch, const Tensor &lam
                                      device.stream()),
                "absgd::follow_lam");
 }
+
+namespace {
 
 void follow_lam_op(const Tensor &losses, std::optional<Tensor> mask, std::optional<Tensor> weight,
                    const Tensor &lam_rule, const Tensor &lam) {
@@ -295,112 +244,6 @@ void sgd_step_recorded(StableIValue *stack, uint64_t, uint64_t) {
     step(StepArguments::of_record(stack));
 }
 
-/* ---- per-sample softmax losses ---- */
-
-std::tuple<Tensor, Tensor> forward(const OnDeviceOf &device, const SoftmaxLoss &call) {
-    const ScalarType arithmetic = arithmetic_type(call.dtype);
-    const std::vector<int64_t> saved_shape{ABSGD_LOSS_SAVED, call.spec.samples};
-    Tensor loss = new_empty(call.logits, call.shape, arithmetic);
-    Tensor saved = new_empty(call.logits, saved_shape, arithmetic);
-    check_cuda(absgd_softmax_loss_forward_cuda(call.dtype, &call.spec, call.logits.const_data_ptr(),
-                                               call.classes_of(), call.soft_target(),
-                                               loss.mutable_data_ptr(), saved.mutable_data_ptr(),
-                                               device.stream()),
-               "absgd::softmax_loss");
-    return {loss, saved};
-}
-
-Tensor backward(const OnDeviceOf &device, const SoftmaxLoss &call, const void *grad_loss,
-                const Tensor &saved) {
-    Tensor grad = new_empty(call.logits, call.logits.sizes(), call.logits.scalar_type());
-    check_cuda(absgd_softmax_loss_backward_cuda(
-                   call.dtype, &call.spec, call.logits.const_data_ptr(), call.classes_of(),
-                   call.soft_target(), saved.const_data_ptr(), grad_loss, grad.mutable_data_ptr(),
-                   device.stream()),
-               "absgd::softmax_loss_backward");
-    return grad;
-}
-
-std::tuple<Tensor, Tensor>
-softmax_loss(const Tensor &logits, const Tensor &target, const std::optional<Tensor> &weight,
-             const std::optional<Tensor> &margin, const std::optional<Tensor> &offset, double scale,
-             double focal_gamma, double label_smoothing, int64_t ignore_index) {
-    const OnDeviceOf device(logits);
-    return forward(device, {logits, target, weight, margin, offset, scale, focal_gamma,
-                            label_smoothing, ignore_index});
-}
-
-Tensor softmax_loss_backward(const Tensor &grad_loss, const Tensor &logits, const Tensor &target,
-                             const Tensor &saved, const std::optional<Tensor> &weight,
-                             const std::optional<Tensor> &margin,
-                             const std::optional<Tensor> &offset, double scale, double focal_gamma,
-                             double label_smoothing, int64_t ignore_index) {
-    const OnDeviceOf device(logits);
-    const SoftmaxLoss call(logits, target, weight, margin, offset, scale, focal_gamma,
-                           label_smoothing, ignore_index);
-    check_backward(call, grad_loss, saved);
-    const Tensor upstream = as_contiguous(grad_loss);
-    return backward(device, call, upstream.const_data_ptr(), saved);
-}
-
-/* ---- a softmax loss, its weights, the scalar and its gradient in one call ---- */
-
-/* The batch of a loss's samples: those that count, with their base measure. */
-Losses batch_of(const OnDeviceOf &device, const SoftmaxLoss &call, const Tensor &losses,
-                const std::optional<Tensor> &mask, const std::optional<Tensor> &weight,
-                const std::optional<Tensor> &class_weight) {
-    Losses batch(losses, mask, weight);
-    if (!call.classes_of() && !class_weight) return batch;
-    std::optional<Tensor> of_classes, counts, measure;
-    if (class_weight) {
-        const ScalarType type = arithmetic_type(call.dtype);
-        STD_TORCH_CHECK(class_weight->dim() == 1 && class_weight->numel() == call.spec.classes &&
-                            class_weight->scalar_type() == type &&
-                            same_device(*class_weight, call.logits),
-                        "class_weight must be ", call.spec.classes, " value(s) of ", name_of(type),
-                        " on the logits' device, got ", class_weight->numel(), " of ",
-                        name_of(class_weight->scalar_type()));
-        of_classes = as_contiguous(*class_weight);
-        measure = new_empty(losses, losses.sizes(), type);
-    }
-    if (call.classes_of()) counts = new_empty(losses, losses.sizes(), ScalarType::Bool);
-    check_cuda(absgd_base_measure_cuda(
-                   call.dtype, &call.spec, call.classes_of(), call.soft_target(), batch.mask_at(0),
-                   batch.weight_at(0), of_classes ? of_classes->const_data_ptr() : nullptr,
-                   counts ? static_cast<uint8_t *>(counts->mutable_data_ptr()) : nullptr,
-                   measure ? measure->mutable_data_ptr() : nullptr, device.stream()),
-               "absgd::weighted_softmax_loss");
-    if (counts) batch.mask = counts;
-    if (measure) batch.weight = measure;
-    return batch;
-}
-
-std::tuple<Tensor, Tensor, Tensor, Tensor> weighted_softmax_loss(
-    const Tensor &logits, const Tensor &target, const std::optional<Tensor> &weight,
-    const std::optional<Tensor> &margin, const std::optional<Tensor> &offset, double scale,
-    double focal_gamma, double label_smoothing, int64_t ignore_index,
-    const std::optional<Tensor> &mask, const std::optional<Tensor> &base_weight,
-    const std::optional<Tensor> &class_weight, const std::optional<Tensor> &lam_rule,
-    const Tensor &lam, const Tensor &log_s, const Tensor &log_s_lam, const Tensor &reports,
-    double gamma, double alpha, double s_init, double max_weight, bool keep_loss, bool bounded) {
-    const char *op = "absgd::weighted_softmax_loss";
-    const OnDeviceOf device(logits);
-    const SoftmaxLoss call(logits, target, weight, margin, offset, scale, focal_gamma,
-                           label_smoothing, ignore_index);
-    const DeviceState state(device, lam, log_s, log_s_lam, reports);
-    const absgd_rule rule = rule_of(gamma, alpha, s_init, max_weight, keep_loss, bounded, op);
-    auto [losses, saved] = forward(device, call);
-    const Losses batch = batch_of(device, call, losses, mask, base_weight, class_weight);
-    if (lam_rule) follow_lam(device, batch, *lam_rule, state.lam);
-    const Tensor weights = weigh(device, batch, std::nullopt, state, rule, 1.0);
-    const void *coefficients = coefficients_of(weights, batch);
-    Tensor total = new_empty(losses, {}, losses.scalar_type());
-    check_cuda(absgd_dot_cuda(batch.dtype, coefficients, losses.const_data_ptr(), batch.mask_at(0),
-                              batch.n, total.mutable_data_ptr(), device.stream()),
-               op);
-    return {total, losses, weights, backward(device, call, coefficients, saved)};
-}
-
 } // namespace
 } // namespace absgd
 
@@ -418,7 +261,4 @@ STABLE_TORCH_LIBRARY_IMPL(absgd, CUDA, m) {
     m.impl("sgd_record", &absgd::sgd_record);
     m.impl("sgd_step_recorded", &absgd::sgd_step_recorded);
     m.impl("sgd_forget", &absgd::sgd_forget);
-    m.impl("softmax_loss", TORCH_BOX(&absgd::softmax_loss));
-    m.impl("softmax_loss_backward", TORCH_BOX(&absgd::softmax_loss_backward));
-    m.impl("weighted_softmax_loss", TORCH_BOX(&absgd::weighted_softmax_loss));
 }

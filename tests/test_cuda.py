@@ -138,13 +138,17 @@ def test_an_invalid_target_gives_nan_in_its_sample_alone():
 
 
 @card
-def test_attentional_loss_in_one_call_is_the_cpus():
+@pytest.mark.parametrize("kind", ["softmax", "sigmoid", "sigmoid per element"])
+def test_attentional_loss_in_one_call_is_the_cpus(kind):
     def run(device: str) -> tuple[Tensor, Tensor]:
         torch.manual_seed(0)
-        criterion = ta.AttentionalLoss(ta.PerSampleCrossEntropy(), lam=1.0).to(device)
+        per = "element" if "element" in kind else "sample"
+        loss = ta.PerSampleBCE(ignore_index=-1, per=per)
+        loss = ta.PerSampleCrossEntropy() if kind == "softmax" else loss
+        criterion = ta.AttentionalLoss(loss, lam=1.0).to(device)
         x = torch.randn(32, 6).to(device).requires_grad_()
-        y = torch.randint(6, (32,))
-        y[3] = -100
+        y = torch.randint(6, (32,)) if kind == "softmax" else torch.randint(2, (32, 6))
+        y[3] = -100 if kind == "softmax" else -1
         loss = criterion(x, y.to(device))
         loss.backward()
         return loss.detach().cpu(), x.grad.cpu()

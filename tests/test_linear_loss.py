@@ -56,6 +56,25 @@ def test_gradients_for_arbitrary_upstream_weights(
 
 
 @needs_it
+@pytest.mark.parametrize("n", [0, 1, 7])
+@pytest.mark.parametrize("size", [1.0, 1e4])
+def test_few_samples_strided_and_extreme(n: int, size: float) -> None:
+    """Logits up to ±1e4 and ties among them; features and layer as views."""
+    features, layer = torch.randn(D, 2 * n).t()[::2], size * torch.randn(D, 60).t()
+    layer[1::2] = layer[::2]
+    target = torch.randint(60, (2 * n,))[::2]
+    given = [features.requires_grad_(), layer.requires_grad_()]
+    losses = ta.PerSampleLinearCrossEntropy()(*given, target)
+    exact = [t.detach().double().requires_grad_() for t in given]
+    expected = F.cross_entropy(F.linear(*exact), target, reduction="none")
+    torch.testing.assert_close(losses.double(), expected, rtol=1e-5, atol=1e-6 * size)
+    grads = torch.autograd.grad(losses.sum(), given)
+    for got, wanted in zip(grads, torch.autograd.grad(expected.sum(), exact), strict=True):
+        assert got.isfinite().all()
+        torch.testing.assert_close(got.double(), wanted, rtol=1e-4, atol=1e-5 * max(size / 100, 1))
+
+
+@needs_it
 @pytest.mark.parametrize("by", ["ABSGD", "AttentionalLoss"])
 def test_weighed_it_is_the_weighed_cross_entropy(by: str) -> None:
     """The weights need all losses before any gradient."""

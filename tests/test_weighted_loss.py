@@ -2,6 +2,7 @@
 
 import copy
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -55,6 +56,65 @@ def test_equals_loss_then_weigh(name: str, dtype: torch.dtype, lam: float, ignor
         # A mask that takes nothing out sums in another order: the last bits may differ.
         torch.testing.assert_close(criterion.weights, apart.weights, **tolerance)
         torch.testing.assert_close(criterion.log_s, apart.log_s, rtol=1e-14, atol=0, equal_nan=True)
+
+
+UNKNOWN = -1
+SIGMOID = {
+    "BCE": lambda **known: ta.PerSampleBCE(**known),
+    "weighted, smoothed": lambda **known: ta.PerSampleBCE(
+        weight=torch.arange(1.0, 6), pos_weight=torch.tensor([3.0]), label_smoothing=0.1, **known
+    ),
+    "focal": lambda **known: ta.PerSampleSigmoidFocal(**known),
+}
+
+
+def labels(dtype: torch.dtype, seed: int, unknown: bool) -> tuple[Tensor, Tensor]:
+    logits, classes = batch(dtype, seed, False)
+    target = nn.functional.one_hot(classes, 5)
+    if unknown:
+        target[0] = target[3, :2] = UNKNOWN
+    return logits, target
+
+
+@pytest.mark.parametrize("unknown", [False, True], ids=["all known", "some unknown"])
+@pytest.mark.parametrize("lam", [0.7, math.inf, -2.0])
+@pytest.mark.parametrize("per", ["sample", "element"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", SIGMOID)
+def test_a_sigmoid_loss_has_the_bits_of_loss_then_weigh(
+    name: str, dtype: torch.dtype, per: str, lam: float, unknown: bool
+) -> None:
+    """All but the scalar's, which is summed in double."""
+    loss = SIGMOID[name](per=per, ignore_index=UNKNOWN if unknown else None)
+    criterion = ta.AttentionalLoss(loss, lam=lam, max_weight=1.5)
+    apart = ta.ABSGD([nn.Parameter(torch.zeros(1))], lam=lam, max_weight=1.5)
+    for seed in range(3):
+        logits, target = labels(dtype, seed, unknown)
+        at_once = can_weigh_at_once(loss, logits, target, criterion.weigher)
+        assert at_once == (dtype is not torch.float16)
+        shape = target.shape if per == "element" else target.shape[:1]
+        mask, weight = torch.arange(12) != 5, torch.arange(12).double()
+        mask, weight = (t.view(-1, *[1] * (len(shape) - 1)).expand(shape) for t in (mask, weight))
+        total = criterion(logits, target, mask, weight)
+        (2 * total).backward()
+        again = logits.detach().clone().requires_grad_()
+        counted = loss.counted(target)
+        mask = mask if counted is None else mask & counted
+        expected = apart.weigh(loss(again, target), mask, weight)
+        (2 * expected).backward()
+        torch.testing.assert_close(total, expected, rtol=1e-6, atol=1e-7)
+        assert torch.equal(logits.grad, again.grad)
+        assert torch.equal(criterion.weights, apart.weights)
+        assert torch.equal(criterion.log_s.nan_to_num(), apart.log_s.nan_to_num())
+
+
+def test_a_sigmoid_loss_with_class_weights_takes_the_general_way() -> None:
+    """They are gathered for its losses in torch."""
+    loss, (logits, target) = ta.PerSampleBCE(), labels(torch.float64, 0, False)
+    criterion = ta.AttentionalLoss(loss, lam=1.0, class_weight=torch.arange(1.0, 6))
+    assert not can_weigh_at_once(loss, logits, target, criterion.weigher, criterion.class_weight)
+    expected = ta.AttentionalLoss(loss, lam=1.0)(logits, target, weight=1.0 + target.argmax(1))
+    torch.testing.assert_close(criterion(logits, target.double()), expected)
 
 
 def test_soft_targets_and_dense_prediction() -> None:
@@ -136,6 +196,17 @@ def test_the_scalar_may_be_scaled_in_place() -> None:
     assert torch.equal(logits.grad, again.grad)
 
 
+@pytest.mark.parametrize("loss", [ta.PerSampleCrossEntropy(), ta.PerSampleBCE()])
+def test_torch_func_takes_the_general_way(loss: nn.Module) -> None:
+    of = labels if isinstance(loss, ta.PerSampleBCE) else batch
+    logits, target = of(torch.float64, 0, False)
+    apart, criterion = (ta.AttentionalLoss(loss, lam=1.0) for _ in range(2))
+    criterion(logits, target).backward()
+    grad = torch.func.grad(lambda x: apart(x, target))(logits.detach())
+    torch.testing.assert_close(grad, logits.grad)
+    torch.testing.assert_close(apart.log_s, criterion.log_s)
+
+
 def test_differentiable_once() -> None:
     logits, target = batch(torch.float64, 0, False)
     total = ta.AttentionalLoss(ta.PerSampleCrossEntropy(), lam=1.0)(logits, target)
@@ -145,9 +216,16 @@ def test_differentiable_once() -> None:
 
 
 def test_bad_targets_change_nothing() -> None:
+    criterion = ta.AttentionalLoss(ta.PerSampleBCE(), lam=1.0)
+    logits, target = labels(torch.float64, 0, False)
+    before = copy.deepcopy(criterion.state_dict())
+    with pytest.raises(RuntimeError, match=r"target must be in \[0, 1\]"):
+        criterion(logits, 3 * target)
+    with pytest.raises(ValueError, match="mask must have the losses' shape"):
+        criterion(logits, target, mask=torch.ones(12, 5).bool())
+    torch.testing.assert_close(criterion.state_dict(), before, equal_nan=True)
     criterion = ta.AttentionalLoss(ta.PerSampleCrossEntropy(), lam=1.0)
     logits, target = batch(torch.float64, 0, False)
-    before = copy.deepcopy(criterion.state_dict())
     with pytest.raises(RuntimeError, match=r"target must be in \[0, 5\) or ignore_index = -100"):
         criterion(logits, target + 3)
     with pytest.raises(TypeError, match="target must hold int64 class indices"):
@@ -155,9 +233,11 @@ def test_bad_targets_change_nothing() -> None:
     torch.testing.assert_close(criterion.state_dict(), before, equal_nan=True)
 
 
-def test_a_non_finite_logit_leaves_log_s() -> None:
-    criterion = ta.AttentionalLoss(ta.PerSampleCrossEntropy(), lam=1.0)
-    logits, target = batch(torch.float64, 0, False)
+@pytest.mark.parametrize("loss", [ta.PerSampleCrossEntropy(), ta.PerSampleBCE()])
+def test_a_non_finite_logit_leaves_log_s(loss: nn.Module) -> None:
+    criterion = ta.AttentionalLoss(loss, lam=1.0)
+    of = labels if isinstance(loss, ta.PerSampleBCE) else batch
+    logits, target = of(torch.float64, 0, False)
     criterion(logits, target)
     log_s = criterion.log_s.clone()
     bad = logits.detach().clone()
@@ -166,12 +246,14 @@ def test_a_non_finite_logit_leaves_log_s() -> None:
     assert torch.equal(criterion.log_s, log_s)
 
 
-def test_compiles() -> None:
-    criterion = ta.AttentionalLoss(ta.PerSampleLDAM(COUNTS), lam=1.0)
+@pytest.mark.parametrize("loss", [ta.PerSampleLDAM(COUNTS), ta.PerSampleBCE(ignore_index=UNKNOWN)])
+def test_compiles(loss: nn.Module) -> None:
+    criterion = ta.AttentionalLoss(loss, lam=1.0)
     eager = copy.deepcopy(criterion)
     compiled = torch.compile(criterion, fullgraph=True)
     for seed in range(2):
-        logits, target = batch(torch.float32, seed, False)
+        of = labels if isinstance(loss, ta.PerSampleBCE) else batch
+        logits, target = of(torch.float32, seed, True)
         compiled(logits, target).backward()
         again = logits.detach().clone().requires_grad_()
         eager(again, target).backward()
@@ -191,3 +273,53 @@ def test_opcheck() -> None:
         torch.ops.absgd.weighted_softmax_loss.default,
         (logits.detach(), target, *options, *base, *tensors, *weigher.state.constants()),
     )
+
+
+@pytest.mark.parametrize("per_sample", [False, True])
+def test_opcheck_of_a_sigmoid_loss(per_sample: bool) -> None:
+    logits, target = labels(torch.float32, 0, True)
+    weigher = ta.AttentionalLoss(
+        ta.PerSampleBCE(), lam=ta.EffectiveSampleSize(0.7), max_weight=2.0, keep_loss=True
+    ).weigher
+    tensors = [t.nan_to_num(1.0, posinf=1.0) for t in weigher.state.normaliser()]
+    options = (torch.rand(5), torch.rand(5), 0.1, 0.25, 2.0, -1.0, per_sample)
+    shape = target.shape[:1] if per_sample else target.shape
+    base = (torch.ones(shape).bool(), torch.rand(shape), weigher.state.lam_rule)
+    torch.library.opcheck(
+        torch.ops.absgd.weighted_sigmoid_loss.default,
+        (logits.detach(), target.float(), *options, *base, *tensors, *weigher.state.constants()),
+    )
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"mask": torch.ones(12, 5).bool()}, "mask must have the losses' shape"),
+        ({"base_weight": torch.ones(12).double()}, "weight must be"),
+        ({"lam_rule": torch.ones(5).double()}, "lam_rule must be"),
+        ({"reports": torch.ones(5).double()}, "reports must be"),
+        ({"pos_weight": torch.ones(4)}, "pos_weight must have shape"),
+        ({"focal_alpha": 2.0}, "a hyper-parameter is outside its range"),
+    ],
+)
+def test_the_sigmoid_operator_checks_for_itself(
+    change: dict[str, Any], message: str, device: str
+) -> None:
+    """And leaves log_s as it was."""
+    logits, target = labels(torch.float32, 0, False)
+    weigher = ta.AttentionalLoss(ta.PerSampleBCE(), lam=1.0).weigher
+    lam, log_s, log_s_lam, reports = weigher.state.normaliser()
+    options = ("weight", "pos_weight", "mask", "base_weight", "lam_rule")
+    arguments = {name: None for name in options}
+    arguments |= {"logits": logits.detach(), "target": target.float()}
+    arguments |= {"lam": lam, "log_s": log_s, "log_s_lam": log_s_lam, "reports": reports} | change
+    numbers = {"label_smoothing": 0.0, "focal_alpha": -1.0, "focal_gamma": 0.0}
+    numbers |= {"ignore_index": None, "per_sample": True}
+    constants = ("gamma", "alpha", "s_init", "max_weight", "keep_loss", "bounded")
+    rule = dict(zip(constants, weigher.state.constants(), strict=True))
+    arguments = {**numbers, **rule, **arguments}
+    on = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in arguments.items()}
+    with pytest.raises(RuntimeError, match=message):
+        torch.ops.absgd.weighted_sigmoid_loss(**on)
+    assert log_s.isnan()

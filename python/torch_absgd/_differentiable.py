@@ -25,6 +25,11 @@ def require(condition: bool, message: str) -> None:
         raise RuntimeError(message)
 
 
+def is_transformed() -> bool:
+    """Whether ``torch.func`` calls, outside of a compiler."""
+    return not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
+
+
 def loss_of(
     arguments: tuple[Any, ...],
     operator: Callable[..., tuple[Tensor, Tensor]],
@@ -35,7 +40,7 @@ def loss_of(
     loss: Tensor
     if torch.compiler.is_compiling():
         loss, _ = operator(*arguments)
-    elif torch._C._are_functorch_transforms_active():
+    elif is_transformed():
         loss, _ = transformable.apply(*arguments)
     else:
         loss = eager.apply(*arguments)

@@ -13,19 +13,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ._differentiable import (
-    DifferentiatedOnce as DifferentiatedOnce,
-)
-from ._differentiable import (
     TransformableGradient,
+    arithmetic_type,
     as_samples,
     backward_twice,
     in_front,
     loss_of,
     refuse_mapped_options,
     require,
-)
-from ._differentiable import (
-    arithmetic_type as arithmetic_type,
 )
 from ._ops import register_fake
 
@@ -92,7 +87,8 @@ def _expected_loss(
     weight, margin, offset = (
         None if v is None else v.view(per_class) for v in (weight, margin, offset)
     )
-    z = scale * logits if offset is None else scale * logits + offset
+    z = logits if scale == 1.0 else scale * logits
+    z = z if offset is None else z + offset
     top = z.argmax(class_dim, keepdim=True)
     is_top = torch.zeros_like(z, dtype=torch.bool).scatter(class_dim, top, True)
     z = z - z.detach().gather(class_dim, top)  # or a sum's logarithm is lost beside a large z
@@ -114,8 +110,10 @@ def _expected_loss(
         # −log P under y's own margin; nll is lost beside m where it is small
         nll = torch.logaddexp(log_rest + nll + m, torch.zeros_like(nll))
         log_rest = log_rest - shift
-    focal = (focal_gamma * log_rest).exp() if focal_gamma else 1.0
-    return (q * w * (1 - label_smoothing) * focal * nll).sum(class_dim) + others
+    factor = q if weight is None else q * weight  # each product is a pass over the logits
+    factor = factor * (1 - label_smoothing) if label_smoothing else factor
+    factor = factor * (focal_gamma * log_rest).exp() if focal_gamma else factor
+    return (factor * nll).sum(class_dim) + others
 
 
 def _check(

@@ -274,6 +274,50 @@ def _(
             f"class_weight must be {classes} value(s) of {losses.dtype}, "
             f"got {tuple(class_weight.shape)} of {class_weight.dtype}",
         )
+    return _weighted(logits, losses, lam_rule, lam, log_s, log_s_lam, reports)
+
+
+@register_fake("absgd::weighted_sigmoid_loss")
+def _(
+    logits: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    pos_weight: Tensor | None,
+    label_smoothing: float,
+    focal_alpha: float,
+    focal_gamma: float,
+    ignore_index: float | None,
+    per_sample: bool,
+    mask: Tensor | None,
+    base_weight: Tensor | None,
+    lam_rule: Tensor | None,
+    lam: Tensor,
+    log_s: Tensor,
+    log_s_lam: Tensor,
+    reports: Tensor,
+    gamma: float,
+    alpha: float,
+    s_init: float,
+    max_weight: float,
+    keep_loss: bool,
+    bounded: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    numbers = (label_smoothing, focal_alpha, focal_gamma, ignore_index, per_sample)
+    losses, _ = torch.ops.absgd.sigmoid_loss(logits, target, weight, pos_weight, *numbers)
+    _check_batch(losses, mask, base_weight)
+    return _weighted(logits, losses, lam_rule, lam, log_s, log_s_lam, reports)
+
+
+def _weighted(
+    logits: Tensor,
+    losses: Tensor,
+    lam_rule: Tensor | None,
+    lam: Tensor,
+    log_s: Tensor,
+    log_s_lam: Tensor,
+    reports: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """What both weighted losses check of the rule's state, and return."""
     _check_doubles(
         losses,
         lam_rule=(lam_rule, LAM_RULE_SIZE),

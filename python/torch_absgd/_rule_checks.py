@@ -133,15 +133,6 @@ def _check_nonnegative(name: str, values: Tensor) -> None:
         raise ValueError(f"{name} must be finite and ≥ 0, got {values[bad][0].item()}")
 
 
-def check_beside(input: Tensor, target: Tensor, mask: object, weight: object) -> None:
-    """`check_mask_and_weight` for the losses that a criterion would give for these logits."""
-    if mask is None and weight is None:
-        return
-    class_dim = min(input.dim() - 1, 1)
-    shape = torch.Size([*input.shape[:class_dim], *input.shape[class_dim + 1 :]])
-    check_mask_and_weight(shape, input.device, mask, weight)
-
-
 def check_criterion(criterion: object) -> None:
     if not callable(criterion):
         raise TypeError(f"criterion must be a module or a function, got {criterion!r}")

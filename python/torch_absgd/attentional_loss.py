@@ -179,9 +179,8 @@ class AttentionalLoss(nn.Module):
         if (
             self.training
             and torch.is_grad_enabled()
-            and can_weigh_at_once(criterion, input, target, weigher)
+            and can_weigh_at_once(criterion, input, target, weigher, self.class_weight)
         ):
-            _rule_checks.check_beside(input, target, mask, weight)
             total = weigh_at_once(
                 criterion, input, target, weigher, mask, weight, self.class_weight
             )

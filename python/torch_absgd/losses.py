@@ -1,8 +1,9 @@
 """Fused per-sample classification losses, for `ABSGD.weigh` and `AttentionalLoss`.
 
 Each returns one loss an element of the target; there is no ``reduction``. Forward reads the logits
-once, backward reads them once and writes their gradient: no other tensor of their size is made.
-The formula of them all stands in ``csrc/absgd.h``.
+once, backward reads them once and writes their gradient: no other tensor of their size is made (but
+for class probabilities in focal and LDAM, which torch's own operators compute). The formula of them
+all stands in ``csrc/absgd.h``.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ from ._class_values import (
     check_pair,
     positive_counts,
 )
-from ._loss_ops import arithmetic_type, softmax_loss
+from ._differentiable import arithmetic_type
+from ._loss_ops import softmax_loss
 
 
 class PerSampleLoss(ClassValues):
@@ -47,10 +49,10 @@ class PerSampleLoss(ClassValues):
         self.label_smoothing = float(label_smoothing)
         self.per = per
 
-    def options(self, dtype: torch.dtype) -> tuple[Any, ...]:
-        """What the operators take after the target, values of a class in ``dtype``."""
+    def options(self, input: Tensor) -> tuple[Any, ...]:
+        """What the operators take after the target."""
         return (
-            *self.values_in(dtype, "weight", "margin", "offset"),
+            *self.values_in(arithmetic_type(input.dtype), "weight", "margin", "offset"),
             self.scale,
             self.gamma,
             self.label_smoothing,
@@ -77,7 +79,7 @@ class PerSampleLoss(ClassValues):
             RuntimeError: a target is outside [0, C) (on the CPU).
         """
         self.check_call(input, target)
-        losses = softmax_loss(input, target, *self.options(arithmetic_type(input.dtype)))
+        losses = softmax_loss(input, target, *self.options(input))
         if self.per == "element" or losses.dim() < 2:
             return losses
         counted = _not_ignored(target, self.ignore_index)
@@ -92,6 +94,11 @@ class PerSampleLoss(ClassValues):
         if counted is None or self.per == "element" or counted.dim() < 2:
             return counted
         return counted.flatten(1).any(1)
+
+    def losses_shape(self, input: Tensor) -> torch.Size:
+        """Of the losses of class indices, before a mean over a sample's."""
+        class_dim = min(input.dim() - 1, 1)
+        return torch.Size([*input.shape[:class_dim], *input.shape[class_dim + 1 :]])
 
     def is_one_operator(self, input: Tensor, target: Tensor) -> bool:
         """Whether `forward` is the operator that takes `options`, and nothing after it."""
@@ -161,7 +168,7 @@ class PerSampleFocal(PerSampleLoss):
 
     With class probabilities q: −Σ_c q_c·w_c·(1 − P_c)^γ·log P_c, the mean of the loss under q,
     which for mixup is the same mixture of the two labels' losses. It is made of torch's own
-    operators.
+    operators, at several times the cost of class indices.
 
     Args:
         gamma: γ ≥ 0; 0 is cross-entropy.
@@ -195,7 +202,8 @@ class PerSampleLDAM(PerSampleLoss):
     With class probabilities q: Σ_y q_y·(the loss of class y, with y's margin on x_y alone), the
     mean of the loss under q, which for mixup is the same mixture of the two labels' losses: each
     class keeps its own margin, where a margin averaged over q would shift rare and frequent
-    classes alike. It is made of torch's own operators; q sums to 1.
+    classes alike. It is made of torch's own operators, at several times the cost of class indices;
+    q sums to 1.
 
     Args:
         class_counts: n_j > 0, the training samples of each class; any sequence, array or tensor.

@@ -7,6 +7,8 @@ tensor of their size is made. The formula of both losses stands in ``csrc/absgd.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -63,14 +65,16 @@ class PerSampleSigmoidLoss(ClassValues):
             RuntimeError: a target is outside [0, 1] (on the CPU; on CUDA its loss is NaN).
         """
         self.check_call(input, target)
+        return sigmoid_loss(input, target, *self.options(input))
+
+    def options(self, input: Tensor) -> tuple[Any, ...]:
+        """What the operators take after the target."""
         classes = 1 if input.dim() == 1 else input.shape[1]
         weight, pos_weight = (
             v if v is None or v.numel() == classes else v.expand(classes)
             for v in self.values_in(arithmetic_type(input.dtype), "weight", "pos_weight")
         )
-        return sigmoid_loss(
-            input,
-            target,
+        return (
             weight,
             pos_weight,
             self.label_smoothing,
@@ -79,6 +83,9 @@ class PerSampleSigmoidLoss(ClassValues):
             self.ignore_index,
             self.per == "sample",
         )
+
+    def losses_shape(self, input: Tensor) -> torch.Size:
+        return input.shape if self.per == "element" else input.shape[:1]
 
     def counted(self, target: Tensor) -> Tensor | None:
         """True where a loss counts: an element whose label is known, a sample with such an

@@ -10,10 +10,12 @@ from __future__ import annotations
 from typing import Any, TypeGuard
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from ._loss_ops import DifferentiatedOnce, arithmetic_type
+from ._differentiable import DifferentiatedOnce, arithmetic_type, is_transformed
+from ._rule_checks import check_mask_and_weight
 from .losses import PerSampleLoss
+from .sigmoid_losses import PerSampleSigmoidLoss
 from .weigher import Weigher, is_checkpointing
 
 # Logits. Of more, what has left a CPU's cache costs more than is saved. On a card the gradient is
@@ -45,17 +47,17 @@ def _is_one(grad_total: Tensor) -> bool:
 
 
 def can_weigh_at_once(
-    criterion: Any, input: Any, target: Any, weigher: Weigher
-) -> TypeGuard[PerSampleLoss]:
+    criterion: Any, input: Any, target: Any, weigher: Weigher, class_weight: Tensor | None = None
+) -> TypeGuard[PerSampleLoss | PerSampleSigmoidLoss]:
     """Whether `weigh_at_once` applies: a loss of ours as it stands, one loss an element, logits of
-    no great size to differentiate, one process, one batch, and nobody who waits for the scalar's
-    backward pass. Not in float16, where a gradient may need its scale to be representable."""
+    no great size to differentiate, by autograd and not by ``torch.func``, one process, one batch,
+    and nobody who waits for the scalar's backward pass. Not in float16, where a gradient may need
+    its scale to be representable."""
     return (
-        isinstance(criterion, PerSampleLoss)
-        and is_untouched(criterion)
-        and isinstance(input, Tensor)
+        isinstance(input, Tensor)
         and isinstance(target, Tensor)
-        and criterion.is_one_operator(input, target)
+        and _is_one_operator(criterion, input, target, class_weight)
+        and is_untouched(criterion)
         and input.requires_grad
         and not target.requires_grad
         and input.numel() <= AT_ONCE
@@ -65,13 +67,22 @@ def can_weigh_at_once(
         and not weigher.is_frozen
         and weigher.ranks.world_size() == 1
         and not is_checkpointing()
+        and not is_transformed()
     )
 
 
-def is_untouched(criterion: PerSampleLoss) -> bool:
+def _is_one_operator(
+    criterion: Any, input: Tensor, target: Tensor, class_weight: Tensor | None
+) -> bool:
+    if isinstance(criterion, PerSampleSigmoidLoss):
+        return class_weight is None
+    return isinstance(criterion, PerSampleLoss) and criterion.is_one_operator(input, target)
+
+
+def is_untouched(criterion: nn.Module) -> bool:
     """Whether calling it is no more than its class's ``forward``: no override, no hook."""
     return (
-        type(criterion).forward is PerSampleLoss.forward
+        type(criterion).forward in (PerSampleLoss.forward, PerSampleSigmoidLoss.forward)
         and "forward" not in criterion.__dict__
         and not (
             criterion._forward_hooks
@@ -94,7 +105,7 @@ def _global_hooks() -> bool:
 
 
 def weigh_at_once(
-    criterion: PerSampleLoss,
+    criterion: PerSampleLoss | PerSampleSigmoidLoss,
     input: Tensor,
     target: Tensor,
     weigher: Weigher,
@@ -105,26 +116,38 @@ def weigh_at_once(
     """``weigher.weigh(criterion(input, target), …)`` with the mask of ``ignore_index`` beside
     ``mask``, and the base measure weight_i·class_weight[y_i]."""
     criterion.check_call(input, target)
+    shape = criterion.losses_shape(input)
+    check_mask_and_weight(shape, input.device, mask, weight)
     dtype = arithmetic_type(input.dtype)
-    if target.is_floating_point():
+    base = None if weight is None else weight.detach().to(dtype)
+    arguments: tuple[Any, ...]
+    if isinstance(criterion, PerSampleLoss):
+        operator = torch.ops.absgd.weighted_softmax_loss.default
+        target = target.to(dtype) if target.is_floating_point() else target
+        of_classes = None if class_weight is None else class_weight.to(dtype)
+        arguments = (mask, base, of_classes)
+    else:
+        operator = torch.ops.absgd.weighted_sigmoid_loss.default
+        known = criterion.counted(target)
+        if known is not None:
+            mask = known if mask is None else known & mask
         target = target.to(dtype)
+        arguments = (mask, base)
     state = weigher.state_on(input.device)
     if state.rule is not None and not torch.compiler.is_compiling():
-        weigher.watch.check_reachable(state, input.numel() // input.shape[min(input.dim() - 1, 1)])
+        weigher.watch.check_reachable(state, shape.numel())
     lam, *written = state.normaliser()
-    total, losses, rows, grad = torch.ops.absgd.weighted_softmax_loss.default(
+    total, losses, rows, grad = operator(
         input.detach(),
         target,
-        *criterion.options(dtype),
-        mask,
-        weight if weight is None else weight.detach().to(dtype),
-        class_weight if class_weight is None else class_weight.to(dtype),
+        *criterion.options(input),
+        *arguments,
         None if state.rule is None else state.lam_rule,
         lam,
         *written,
         *state.constants(),
     )
     torch.autograd.graph.increment_version(written if state.rule is None else [lam, *written])
-    weigher.remember(rows, losses, mask, None)
+    weigher.remember(rows, losses, mask, base)
     scalar: Tensor = WithGradient.apply(input, total, grad)
     return scalar

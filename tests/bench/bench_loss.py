@@ -11,7 +11,16 @@ import torch
 import torch.nn.functional as F
 from contest import Case, Contender, Result, Settings, contest
 from machine import copy, exp
-from peers import LDAM, Criterion, LeanLDAM, ReleasedABLoss, cross_entropy, focal
+from peers import (
+    LDAM,
+    Criterion,
+    LeanLDAM,
+    ReleasedABLoss,
+    SoftLDAM,
+    cross_entropy,
+    focal,
+    soft_focal,
+)
 from torch import Tensor
 
 import torch_absgd as ta
@@ -30,17 +39,21 @@ def class_counts(classes: int) -> Tensor:
 
 
 def ours_of(kind: str, classes: int) -> Criterion:
-    if kind == "CE":
+    if kind.startswith("CE"):
         return ta.PerSampleCrossEntropy()
-    return ta.PerSampleFocal() if kind == "focal" else ta.PerSampleLDAM(class_counts(classes))
+    if kind.startswith("focal"):
+        return ta.PerSampleFocal()
+    return ta.PerSampleLDAM(class_counts(classes))
 
 
 def eager_of(kind: str, classes: int) -> dict[str, Criterion]:
-    if kind == "CE":
+    if kind.startswith("CE"):
         return {"eager": cross_entropy}
-    if kind == "focal":
-        return {"eager": focal}
+    if kind.startswith("focal"):
+        return {"eager": soft_focal if "soft" in kind else focal}
     counts = class_counts(classes)
+    if "soft" in kind:
+        return {"eager": SoftLDAM(counts)}
     return {"eager": LDAM(counts), "eager, lean": LeanLDAM(counts)}
 
 
@@ -64,7 +77,9 @@ def logits(batch: int, classes: int, dtype: torch.dtype, cosines: bool) -> tuple
 def weighed_loss(
     settings: Settings, kind: str, batch: int, classes: int, dtype: torch.dtype
 ) -> Result:
-    x, y = logits(batch, classes, dtype, kind == "LDAM")
+    x, y = logits(batch, classes, dtype, kind.startswith("LDAM"))
+    if "soft" in kind:
+        y = torch.randn(batch, classes).softmax(1)
     criterion = ours_of(kind, classes)
     opt = ta.ABSGD([torch.nn.Parameter(torch.zeros(1))], lam=LAM)
     attention = ta.AttentionalLoss(criterion, lam=LAM)
@@ -128,6 +143,9 @@ def cases() -> Iterator[Case]:
         for kind in TARGETS:
             for shape in SHAPES:
                 yield _case(kind, *shape, dtype)
+    for kind in TARGETS:
+        for shape in ((128, 10), (512, 1000)):
+            yield _case(f"{kind}, soft targets", *shape, torch.float32)
     yield Case("mean/CE 128×10", lambda s: against_the_mean(s, 128, 10), target=1.0)
     for shape in SHAPES[1:]:
         yield Case(

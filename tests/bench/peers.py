@@ -68,3 +68,18 @@ class LeanLDAM(LDAM):
         margin = self.margins[index].to(output.dtype)
         shifted = output.scatter_add(1, index, -margin)
         return F.cross_entropy(self.scale * shifted, target, reduction="none")
+
+
+def soft_focal(output: Tensor, q: Tensor, gamma: float = 2.0) -> Tensor:
+    """The mean under q of the loss of each class; digits of 1 − P are lost where P is near 1."""
+    log_p = F.log_softmax(output, 1)
+    return -(q * (1 - log_p.exp()) ** gamma * log_p).sum(1)
+
+
+class SoftLDAM(LDAM):
+    """The same of LDAM: a margin m on z_y alone adds log(1 − P_y(1 − e^−m)) to log Σ e^z."""
+
+    def forward(self, output: Tensor, q: Tensor) -> Tensor:
+        m = self.scale * self.margins.to(output.dtype)
+        log_p = F.log_softmax(self.scale * output, 1)
+        return (q * (m - log_p + torch.log1p(log_p.exp() * torch.expm1(-m)))).sum(1)
