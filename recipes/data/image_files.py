@@ -56,10 +56,9 @@ def source_of(args: Namespace, train: Listed, test: Callable[[], Listed] | None)
 
 
 def open_folder(args: Namespace, root: Path) -> Source:
-    """``root/train/<class>/*``, and ``test/`` or else ``val/`` to test on."""
-    train = lists.read_folder(root / "train")
-    part = next((root / name for name in ("test", "val") if (root / name).is_dir()), None)
-    test = None if part is None else lambda: lists.read_folder(part, train.classes)
+    train_part, test_part = lists.parts_of(root)
+    train = lists.read_folder(train_part)
+    test = None if test_part is None else lambda: lists.read_folder(test_part, train.classes)
     return source_of(args, train, test)
 
 

@@ -114,6 +114,12 @@ def checked(images: Listed, source: Path) -> Listed:
     return images
 
 
+def parts_of(root: Path) -> tuple[Path, Path | None]:
+    """``root/train``, and ``root/test`` or else ``root/val`` to test on, if there is one."""
+    test = next((root / name for name in ("test", "val") if (root / name).is_dir()), None)
+    return root / "train", test
+
+
 def read_folder(
     root: Path, classes: Sequence[str] | None = None, suffixes: frozenset[str] = IMAGES
 ) -> Listed:

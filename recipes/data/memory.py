@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from data.order import seed_of
 
@@ -32,6 +32,11 @@ class Images:
         for part in (self.images, self.targets):
             content.update(part.contiguous().numpy().tobytes())
         return content.hexdigest()
+
+
+def in_order(data: Images, batch_size: int) -> DataLoader:
+    """To evaluate on, in batches of its own size."""
+    return DataLoader(TensorDataset(data.images, data.targets), batch_size=500)
 
 
 class AsTheyAre(Dataset):

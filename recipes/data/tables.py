@@ -14,10 +14,9 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, TensorDataset
 
 from data.lists import read_utf8
-from data.memory import AsTheyAre, Images
+from data.memory import AsTheyAre, Images, in_order
 from data.source import Source
 from data.subsets import limited
 
@@ -139,16 +138,13 @@ def open_table(args: Namespace, file: Path) -> Source:
         targets = torch.tensor([place[name] for name in labels])
         return limited(Images(encoder.encode(table, file), targets, classes), args.limit)
 
-    def evaluation(rows: Images, batch_size: int) -> DataLoader:
-        return DataLoader(TensorDataset(rows.images, rows.targets), batch_size=4096)
-
     train = rows(table, labels, file)
     return Source(
         train,
         (lambda: rows(*with_labels(args, args.test), args.test)) if args.test else None,
         ("vector", train.images.shape[1]),
         lambda rows, seed: AsTheyAre(rows),
-        evaluation,
+        in_order,
     )
 
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import math
 from typing import Any
 
@@ -23,6 +24,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+import models
 from engine import checkpoint, distributed, ending, folder, options, report
 from engine.log import Log, NoLog
 from engine.run import Changes, Run, Task
@@ -131,7 +133,7 @@ def end_of_epoch(run: Run, log: Log | NoLog) -> None:
 def predict(run: Run, split: str, features: bool = False) -> tuple[Tensor, Tensor]:
     """(logits, targets) of a whole split, on the CPU; with ``features``, the last layer's inputs
     in place of its outputs."""
-    forward = run.model.features if features else run.forward
+    forward = functools.partial(models.features, run.model) if features else run.forward
     outputs, labels = [], []
     was_training = run.model.training
     run.model.eval()
@@ -145,7 +147,7 @@ def predict(run: Run, split: str, features: bool = False) -> tuple[Tensor, Tenso
 
 def evaluate(run: Run, split: str) -> dict[str, Any]:
     logits, targets = predict(run, split)
-    return report.metrics(targets, logits.argmax(1), report.groups_by_shots(run.task.class_counts))
+    return report.metrics(targets, logits.argmax(1), run.task.class_counts)
 
 
 def conclude(run: Run, log: Log) -> dict[str, Any]:
@@ -153,7 +155,7 @@ def conclude(run: Run, log: Log) -> dict[str, Any]:
     args, task, split = run.args, run.task, run.task.judged_by
     run.changes.finish(run)
     logits, targets = predict(run, split)
-    metrics = report.metrics(targets, logits.argmax(1), report.groups_by_shots(task.class_counts))
+    metrics = report.metrics(targets, logits.argmax(1), task.class_counts)
     print(report.class_table(metrics, task.class_counts, task.classes))
     print(f"end        {split}: {report.line(metrics)}")
     records = log.records()

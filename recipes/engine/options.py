@@ -154,14 +154,20 @@ def config_of(args: argparse.Namespace) -> dict[str, object]:
     return {k: str(v) if isinstance(v, Path) else v for k, v in config.items()}
 
 
+def as_named_now(config: dict[str, Any]) -> dict[str, Any]:
+    """The options of a checkpoint made before --data, when --dataset named its set."""
+    config = dict(config)
+    if "dataset" in config:
+        config["data"] = config.pop("dataset")
+        if config.get("gamma") == 0.9:
+            config["gamma"] = None  # the default, which is now resolved by the optimizer
+    return config
+
+
 def differences(ours: dict[str, Any], theirs: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """name: (ours, theirs) of options that differ. A checkpoint made before --data had its set
-    named by --dataset; what it does not name is as if it were the same."""
-    theirs = dict(theirs)
-    if "dataset" in theirs:
-        theirs["data"] = theirs.pop("dataset")
-        if theirs.get("gamma") == 0.9:
-            theirs["gamma"] = None  # the default, which is now resolved by the optimizer
+    """name: (ours, theirs) of options that differ; what theirs do not name is as if it were the
+    same."""
+    theirs = as_named_now(theirs)
     return {k: (v, theirs[k]) for k, v in ours.items() if k in theirs and v != theirs[k]}
 
 

@@ -461,7 +461,7 @@ def test_features_are_the_last_layers_inputs(arch):
         return
     network = models.from_torchvision(arch, 5, "none", normed=False).eval()
     images = torch.randn(2, 3, 32, 32)
-    torch.testing.assert_close(network.fc(network.features(images)), network(images))
+    torch.testing.assert_close(network.fc(models.features(network, images)), network(images))
 
 
 @pytest.mark.parametrize(
