@@ -8,6 +8,7 @@ for vectors and a bidirectional LSTM for texts.
 
 from __future__ import annotations
 
+import difflib
 from argparse import Namespace
 from pickle import UnpicklingError
 
@@ -154,8 +155,10 @@ def from_torchvision(arch: str, num_classes: int, pretrained: str, normed: bool)
         ValueError: torchvision has no such network, its last layer is not a linear one, or the file
             of weights does not fit.
     """
-    if arch not in torchvision.models.list_models(torchvision.models):
-        raise ValueError(f"--arch: torchvision.models has no {arch!r}, nor have the recipes")
+    known = torchvision.models.list_models(torchvision.models)
+    if arch not in known:
+        near = difflib.get_close_matches(arch, [*known, *ARCHS])
+        raise ValueError(f"--arch {arch}: not in torchvision.models; near: {', '.join(near)}")
     weights = "IMAGENET1K_V1" if pretrained == "imagenet" else None
     network = torchvision.models.get_model(arch, weights=weights)
     name, last = [(n, m) for n, m in network.named_modules() if not list(m.children())][-1]

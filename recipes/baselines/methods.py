@@ -21,7 +21,7 @@ from baselines import classifiers, dro, meta
 from baselines.samplers import ClassBatches
 from data.order import EpochBatches, seed_of
 from engine import loop
-from engine.options import ClassWeighted
+from engine.options import ClassWeighted, positive
 from engine.run import Changes, Run
 
 Args = argparse.Namespace
@@ -129,7 +129,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
                        help="of logit adjustment and of tau-normalisation")
     group.add_argument("--recover-a", type=float, default=0.1, help="RECOVER's a")
     group.add_argument("--meta-rate", type=float, default=10.0, help="meta-da's step of epsilon")
-    group.add_argument("--held-out", type=int, default=10, metavar="N",
+    group.add_argument("--held-out", type=positive, default=10, metavar="N",
                        help="samples of each class that META sets aside, of small classes a half")
     # fmt: on
 

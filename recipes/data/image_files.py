@@ -84,6 +84,11 @@ def open_published(args: Namespace) -> Source:
 
     def read(part: str) -> Listed:
         file = directory / f"{name}_{part}.txt"
+        if not file.is_file():
+            raise FileNotFoundError(
+                f"no such list: {file}; --data-dir or --lists-dir must hold it, and "
+                "recipes/README.md says where it is from"
+            )
         return lists.read_list(file, args.data_dir, num_classes, classes=classes)
 
     return source_of(args, read("train"), lambda: read("test"))
@@ -101,7 +106,7 @@ def image_root(directory: Path) -> Path:
     for name in (PREFIX, "2018"):
         if (directory / name).is_dir():
             return directory / name
-    raise FileNotFoundError(f"{directory} holds neither {PREFIX} nor 2018/")
+    raise FileNotFoundError(f"--data-dir {directory} holds neither {PREFIX} nor 2018/")
 
 
 def read_competition(file: Path, root: Path) -> Listed:

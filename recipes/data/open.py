@@ -94,7 +94,9 @@ def make_splits(args: Namespace, source: Source) -> Splits:
     if args.validate and not args.validate_clean:
         train, held = hold_out(train, args.validate, args.seed)
     if len(train.classes) < 2:
-        raise ValueError(f"--data {args.data} has one class only: {train.classes[0]}")
+        raise ValueError(
+            f"--data {args.data} has one class only, {train.classes[0]}: a classifier takes two"
+        )
     if held is not None:
         return Splits(train, "validation", lambda: held)
     if source.test is None:
@@ -106,8 +108,17 @@ def make_splits(args: Namespace, source: Source) -> Splits:
 
 
 def look_at(splits: Splits) -> list[str]:
-    """What is odd about the two parts but can be trained with. Reads both."""
+    """What is odd about the two parts but can be trained with. Reads both.
+
+    Raises:
+        ValueError: there is nothing to judge by.
+    """
     said, judge = [], splits.judge()
+    if len(judge) == 0:
+        raise ValueError(
+            f"the {splits.split} part is empty (--validate takes nothing from a class of one; a "
+            "column of numbers that all differ is no class)"
+        )
     names = splits.train.classes
     for part, counts in (("training", class_counts(splits.train)),
                          (splits.split, class_counts(judge))):  # fmt: skip

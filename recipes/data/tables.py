@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data.lists import read_utf8
+from data.lists import IMAGES, read_utf8
 from data.memory import AsTheyAre, Images, in_order
 from data.source import Source
 from data.subsets import limited
@@ -95,9 +95,12 @@ class Encoder:
                 continue
             categories = sorted({v for v in values if not is_missing(v)})
             if len(categories) > MAX_CATEGORIES:
+                of_images = Path(categories[-1]).suffix.lower() in IMAGES
                 raise ValueError(
                     f"{file}: column {name!r} has {len(categories)} different texts (at most "
                     f"{MAX_CATEGORIES}): --drop {name}, if it names the row, or make it numbers"
+                    + "; images are given as a list, `path label` a line"
+                    * of_images
                 )
             columns[name] = categories
         return cls(columns)

@@ -8,8 +8,6 @@ from sklearn.model_selection import train_test_split
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
-import torch_absgd as ta
-
 CLASSES, RATIO = 10, 20
 
 
@@ -22,8 +20,15 @@ def datasets(seed: int = 0) -> tuple[TensorDataset, TensorDataset]:
     images, targets = load_digits(return_X_y=True)
     parts = train_test_split(images / 16, targets, test_size=0.4, stratify=targets, random_state=0)
     x, x_test, y, y_test = (torch.as_tensor(part) for part in parts)
-    kept = ta.ImbalancedSubset(x, "lt", RATIO, seed, targets=y).indices
-    return _images(x[kept], y[kept]), _images(x_test, y_test)
+    random = torch.Generator().manual_seed(seed)
+    largest = int(y.bincount().min())
+    kept = []
+    for c in range(CLASSES):
+        members = (y == c).nonzero()[:, 0]
+        n = round(largest * RATIO ** (-c / (CLASSES - 1)))
+        kept.append(members[torch.randperm(len(members), generator=random)[:n]])
+    x, y = x[torch.cat(kept)], y[torch.cat(kept)]
+    return _images(x, y), _images(x_test, y_test)
 
 
 def _images(x: Tensor, y: Tensor) -> TensorDataset:
