@@ -2,10 +2,10 @@
 
     python recipes/evaluate.py runs/places-b/checkpoint.pt --data-dir places365_standard
 
-Prints a table of all classes, writes confusion.png and evaluation.json beside the checkpoint, and
-says whether the run's results.json holds the same numbers: if not, the exit status is 1. The
-options are read from the checkpoint; --data-dir, --lists-dir, --device and --workers may be given
-as to train.py.
+Prints a table of all classes, writes evaluation.json and, of up to 1,000 classes, confusion.png
+beside the checkpoint, and says whether the run's results.json holds the same numbers: if not, the
+exit status is 1. The options are read from the checkpoint; --data-dir, --lists-dir, --device and
+--workers may be given as to train.py.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ import train
 from engine import checkpoint, loop, options, report
 from engine.run import Run
 
-SUMMARY = ("overall", "balanced", "many", "medium", "few")
+LARGEST_PICTURE = 1000  # classes
 
 
 def restore(path: Path, words: Sequence[str]) -> Run:
@@ -53,50 +53,30 @@ def restore(path: Path, words: Sequence[str]) -> Run:
     return run
 
 
-def confusion(
-    targets: Tensor, predictions: Tensor, training: Sequence[int], limit: int = 250
-) -> tuple[list[np.ndarray], np.ndarray]:
-    """(groups, percent): rows are true and columns predicted groups of classes, in per cent of the
-    row's samples. A group is a class, the largest first; of more than ``limit``, several of like
-    size."""
-    groups = report.shown_together(training, limit)
-    group_of = np.empty(len(training), dtype=int)
-    for g, members in enumerate(groups):
-        group_of[members] = g
-    counts = confusion_matrix(
-        group_of[targets.numpy()], group_of[predictions.numpy()], labels=range(len(groups))
-    )
-    return groups, 100 * counts / np.maximum(counts.sum(1, keepdims=True), 1)
-
-
 def plot_confusion(
-    groups: Sequence[np.ndarray], percent: np.ndarray, classes: Sequence[str], split: str,
-    path: Path,
+    targets: Tensor, predictions: Tensor, training: Sequence[int], classes: Sequence[str],
+    split: str, path: Path,
 ) -> None:  # fmt: skip
+    """Rows are true and columns predicted classes, the largest first, in per cent of the row."""
+    order = np.argsort(-np.asarray(training), kind="stable")
+    percent = 100 * confusion_matrix(
+        targets.numpy(), predictions.numpy(), labels=order, normalize="true"
+    )
     figure, axes = plt.subplots(figsize=(7, 6), layout="constrained")
-    few = len(classes) <= 20
-    ConfusionMatrixDisplay(percent, display_labels=[classes[group[0]] for group in groups]).plot(
-        ax=axes, cmap="Blues", include_values=few, values_format=".0f",
-        xticks_rotation=45, im_kw={"vmin": 0, "vmax": 100},
+    few = len(order) <= 20
+    ConfusionMatrixDisplay(percent, display_labels=[classes[c] for c in order]).plot(
+        ax=axes, cmap="Blues", include_values=few, values_format=".0f", xticks_rotation=45,
+        im_kw={"vmin": 0, "vmax": 100},
     )  # fmt: skip
     if not few:
         axes.set(xticks=[], yticks=[])
-    kind = "class" if len(groups) == len(classes) else f"groups of {len(groups[0])} classes"
-    axes.set(xlabel=f"predicted {kind}, most training samples first", ylabel=f"true {kind}",
-             title=f"{split} split, % of the true class")  # fmt: skip
+    axes.set(title=f"{split} split, % of the true class; most training samples first")
     report.save(figure, path)
 
 
-def disagreements(metrics: dict[str, Any], results: dict[str, Any]) -> list[str]:
+def disagreements(ours: dict[str, Any], theirs: dict[str, Any]) -> list[str]:
     """Where the numbers differ from those of results.json."""
-    theirs = results["metrics"]
-    found = [
-        f"{name}: {metrics[name]} here, {theirs[name]} there"
-        for name in SUMMARY
-        if metrics[name] != theirs[name]
-    ]
-    classes = [c for c, a in enumerate(metrics["per_class"]) if a != theirs["per_class"][c]]
-    return found + ([f"per class: {', '.join(map(str, classes))}"] if classes else [])
+    return [f"{k}: {ours[k]} here, {theirs[k]} there" for k in ours if ours[k] != theirs[k]]
 
 
 def evaluate(path: Path, split: str | None, directory: Path, words: Sequence[str]) -> list[str]:
@@ -113,8 +93,8 @@ def evaluate(path: Path, split: str | None, directory: Path, words: Sequence[str
     print(report.class_table(metrics, training, classes, limit=len(classes)))
     print(f"\n{path}, after {run.epoch} epochs: {split} {report.line(metrics)}")
 
-    groups, percent = confusion(targets, predictions, training)
-    plot_confusion(groups, percent, classes, split, directory / "confusion.png")
+    if len(classes) <= LARGEST_PICTURE:
+        plot_confusion(targets, predictions, training, classes, split, directory / "confusion.png")
     record = {"checkpoint": path.name, "epoch": run.epoch, "split": split, "metrics": metrics}
     report.write_json(directory / "evaluation.json", record)
 
@@ -124,7 +104,7 @@ def evaluate(path: Path, split: str | None, directory: Path, words: Sequence[str
     reported = json.loads(results.read_text())
     if reported["split"] != split:
         return []
-    differ = disagreements(metrics, reported)
+    differ = disagreements(metrics, reported["metrics"])
     print(f"{results}: " + ("; ".join(differ) if differ else "the same numbers"))
     return differ
 

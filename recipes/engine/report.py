@@ -125,7 +125,7 @@ def plot_run(records: Sequence[dict[str, Any]], results: dict[str, Any], directo
         plot_accuracy(axes, evaluations)
         save(figure, directory / "accuracy.png")
     figure, axes = plt.subplots(layout="constrained")
-    plot_per_class(axes, {"": [results["metrics"]["per_class"]]}, results)
+    plot_per_class(axes, results)
     save(figure, directory / "per_class.png")
     training = [r for r in records if r["split"] == "train"]
     if training:
@@ -163,19 +163,12 @@ def mean_of(values: np.ndarray, groups: Sequence[np.ndarray]) -> np.ndarray:
     return np.ma.stack(means, axis=1).filled(np.nan)
 
 
-def plot_per_class(
-    axes: plt.Axes, methods: dict[str, Sequence[Sequence[float]]], results: dict[str, Any]
-) -> None:
-    """Bars of each class's accuracy, mean and deviation over seeds, for each method."""
+def plot_per_class(axes: plt.Axes, results: dict[str, Any]) -> None:
+    """A bar for each class's accuracy, the largest class first."""
     counts = results["class_counts"]
     groups = shown_together(counts)
-    width = 0.8 / len(methods)
-    for k, (name, seeds) in enumerate(methods.items()):
-        values = mean_of(100 * np.asarray(seeds, dtype=float), groups)
-        at = np.arange(len(groups)) + (k - (len(methods) - 1) / 2) * width
-        errors = values.std(axis=0, ddof=1) if len(values) > 1 else None
-        axes.bar(at, values.mean(axis=0), width, yerr=errors, label=name,
-                 error_kw={"elinewidth": 0.8, "alpha": 0.6})  # fmt: skip
+    per_class = np.array([results["metrics"]["per_class"]], dtype=float)
+    axes.bar(range(len(groups)), 100 * mean_of(per_class, groups)[0])
     axes.set_ylim(0, 102)
     if len(counts) <= 20:
         axes.set_xticks(range(len(counts)), [f"{c}\n{counts[c]}" for (c,) in groups])
@@ -183,8 +176,6 @@ def plot_per_class(
     if len(groups) < len(counts):
         label = f"{len(groups)} groups of classes of like size, the largest classes first"
     axes.set(xlabel=label, ylabel=f"{results['split']} accuracy (%)")
-    if len(methods) > 1:
-        axes.legend()
 
 
 def plot_class_weight(

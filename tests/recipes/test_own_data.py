@@ -145,8 +145,16 @@ def test_what_is_wrong_is_said_before_training(flowers, tmp_path, change, messag
 def test_files_that_are_no_images_by_their_name_are_noted(flowers, tmp_path, capsys):
     (flowers / "train" / "rose" / "list.csv").write_text("0.png")
     (flowers / "train" / "rose" / ".hidden").write_text("")
+    for i in range(9):  # nor do they make it a folder of texts
+        (flowers / "train" / "tulip" / f"{i}.txt").write_text("a note")
     assert looked_at(flowers, tmp_path) == [4, 2]
-    assert "note: 1 file under" in capsys.readouterr().out
+    assert "note: 10 files under" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["train/rose/0.png", "flowers.zip"])
+def test_an_image_or_an_archive_is_not_what_to_name(flowers, tmp_path, name):
+    with pytest.raises(ValueError, match="name the folder that holds it, or what it unpacks to"):
+        looked_at(flowers / name, tmp_path)
 
 
 def test_a_class_without_validation_images_is_noted(flowers, tmp_path, capsys):
