@@ -156,7 +156,7 @@ def _faults(args: argparse.Namespace) -> Any:
     if args.eval_every and args.eval_split == "test" and args.validate:
         yield "--validate leaves the test set unread: drop --eval-split test"
     try:  # what they are made of is checked by what they are
-        build_optimizer(args, nn.Linear(1, 1))
+        build_optimizer(args, nn.ParameterList([torch.zeros(1)]))
         build_losses(args, [1, 1], "cpu")
     except ValueError as error:
         yield str(error)
