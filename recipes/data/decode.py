@@ -81,9 +81,6 @@ class Training(Dataset):
         self.images, self.decode, self.seed = images, decode, seed
         self.transform = training_transform(size, jitter)
 
-    def __len__(self) -> int:
-        return len(self.images)
-
     def __getitems__(self, keys: Sequence[tuple[int, int]]) -> tuple[Tensor, Tensor]:
         state = torch.get_rng_state()  # transforms draw from the global generator
         try:

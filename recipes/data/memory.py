@@ -45,9 +45,6 @@ class AsTheyAre(Dataset):
     def __init__(self, data: Images) -> None:
         self.data = data
 
-    def __len__(self) -> int:
-        return len(self.data)
-
     def __getitems__(self, keys: Sequence[tuple[int, int]]) -> tuple[Tensor, Tensor]:
         index = torch.tensor([i for _, i in keys])
         return self.data.images[index], self.data.targets[index]
@@ -62,9 +59,6 @@ class CropAndFlip(Dataset):
     def __init__(self, data: Images, seed: int, padding: int = 4) -> None:
         self.data, self.seed, self.padding = data, seed, padding
         self.epoch = -1
-
-    def __len__(self) -> int:
-        return len(self.data)
 
     def _draw(self, epoch: int) -> None:
         generator = torch.Generator().manual_seed(seed_of(self.seed, epoch, 1))

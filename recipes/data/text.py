@@ -106,9 +106,6 @@ class Padded(Dataset):
     def __init__(self, texts: Texts) -> None:
         self.texts = texts
 
-    def __len__(self) -> int:
-        return len(self.texts)
-
     def __getitems__(self, keys: Sequence[tuple[int, int]]) -> tuple[Tensor, Tensor]:
         index = [i for _, i in keys]
         return pad([self.texts.words[i] for i in index]), self.texts.targets[index]
