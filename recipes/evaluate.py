@@ -40,7 +40,8 @@ def restore(path: Path, words: Sequence[str]) -> Run:
     """
     state = checkpoint.load(path)
     config = options.as_named_now(state["config"])
-    args = train.parse(["--data", config["data"], "--output-dir", str(path.parent), *words])
+    said = ["--data", config["data"]] if "data" in config else []  # 0.1 said it of CIFAR alone
+    args = train.parse([*said, "--output-dir", str(path.parent), *words])
     vars(args).update(config)
     args.test = args.test and Path(args.test)
     begun_with, args.pretrained = args.pretrained, "none"  # the checkpoint has its own
