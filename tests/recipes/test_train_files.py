@@ -253,6 +253,19 @@ def test_inaturalist_in_all_its_forms_is_the_same(species, tmp_path):
     assert found[0] == found[1] == found[2]
 
 
+def test_clothing1m_on_its_two_lists(tmp_path):
+    lists = {
+        f"Clothing1M_{part}.txt": [
+            f"images/{c % 10}/{i:02d}/{c}{i},{part}.jpg {c}" for c in (0, 1, 13) for i in range(n)
+        ]
+        for part, n in (("train", 8), ("test", 2))
+    }
+    results = train.main(flags(make_tree(tmp_path, lists), tmp_path / "out",
+                               preset="clothing1m-absgd"))  # fmt: skip
+    assert len(results["class_counts"]) == 14 and sum(results["class_counts"]) == 24
+    assert [float(r["lam"]) for r in records_of(tmp_path / "out")] == [math.inf, -5]
+
+
 @pytest.mark.parametrize(
     ("preset", "expected"),
     [
