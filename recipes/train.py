@@ -217,6 +217,8 @@ def run(main: Callable[[], Any] = main) -> None:
     except (OSError, ValueError, FloatingPointError) as error:
         # An error in a loader's process arrives with that process's traceback before its message.
         sys.exit(f"error: {str(error).strip().splitlines()[-1]}")
+    except KeyboardInterrupt:
+        sys.exit("stopped: --resume goes on from the last checkpoint")
     except RuntimeError as error:
         if "DataLoader worker" not in str(error):
             raise

@@ -160,7 +160,10 @@ def read_parts(
     """(training texts, test texts, size of the vocabulary); the vocabulary is the training texts',
     before any are removed: it needs no labels."""
     texts, targets, classes = read_texts(train)
-    vocabulary = Vocabulary(texts, max_words)
+    try:
+        vocabulary = Vocabulary(texts, max_words)
+    except ValueError:
+        raise ValueError(f"{train}: no word of two letters or more in any text") from None
     train_texts = Texts(vocabulary.encode(texts, max_length), targets, classes)
     if test is None:
         return train_texts, None, len(vocabulary)

@@ -345,3 +345,11 @@ def test_a_folder_of_texts_with_three_classes(tmp_path):
     results = train.main(words)
     assert results["class_counts"] == [3, 4, 2] or sorted(results["class_counts"]) == [2, 3, 4]
     assert results["config"]["arch"] == "lstm"
+
+
+def test_texts_without_a_word(tmp_path):
+    for c in "ab":
+        (tmp_path / "t" / "train" / c).mkdir(parents=True)
+        (tmp_path / "t" / "train" / c / "0.txt").write_text("?!")
+    with pytest.raises(ValueError, match="train: no word of two letters or more"):
+        train.build(train.parse(["--data", str(tmp_path / "t"), "--output-dir", "never"]))
