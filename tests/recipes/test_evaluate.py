@@ -84,3 +84,17 @@ def test_a_confusion_matrix_has_the_largest_class_first(tmp_path, monkeypatch):
     assert [text.get_text() for text in axes.get_xticklabels()] == list("dcba")
     expected = [[50, 0, 0, 50], [0, 0, 0, 100], [0, 0, 0, 100], [0, 0, 100, 0]]
     np.testing.assert_allclose(axes.images[0].get_array(), expected)
+
+
+def test_a_table_and_that_other_data_are_refused(tmp_path, capsys):
+    rows = [f"{i % 7},{'ill' if i % 7 > 3 else 'well'}" for i in range(40)]
+    (tmp_path / "t.csv").write_text("\n".join(["x,outcome", *rows]))
+    train.main(["--data", str(tmp_path / "t.csv"), "--target", "outcome", "--validate", "0.25",
+                "--epochs", "2", "--stage-two", "1", "--device", "cpu", "--output-dir",
+                str(tmp_path / "run")])  # fmt: skip
+    words = [str(tmp_path / "run" / "checkpoint.pt"), "--device", "cpu"]
+    assert evaluate.main(words) == []
+    assert "the same numbers" in capsys.readouterr().out
+    (tmp_path / "t.csv").write_text("\n".join(["x,outcome", *rows[:-1], "6,well"]))
+    with pytest.raises(ValueError, match="of a run on other data"):
+        evaluate.main(words)
