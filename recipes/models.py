@@ -1,4 +1,4 @@
-"""The networks of the recipes. Each has a last layer ``fc``, whose inputs ``features`` gives.
+"""The networks of the recipes. Each has a last layer ``fc``; :func:`features` gives its inputs.
 
 CIFAR's are those of He et al. 2016, Section 4.2, with shortcuts of option A: ResNet-(6n+2) is a 3×3
 convolution, three stages of n blocks with 16, 32, 64 channels, global average pooling and a linear
@@ -8,6 +8,7 @@ for vectors and a bidirectional LSTM for texts.
 
 from __future__ import annotations
 
+import difflib
 from argparse import Namespace
 from pickle import UnpicklingError
 
@@ -17,6 +18,23 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import torch_absgd as ta
+
+
+def classifier(width: int, num_classes: int, normed: bool) -> nn.Module:
+    """A last layer; LDAM needs a normalised one."""
+    return (ta.NormedLinear if normed else nn.Linear)(width, num_classes)
+
+
+@torch.no_grad()
+def features(model: nn.Module, inputs: Tensor) -> Tensor:
+    """What ``model.fc`` is given for ``inputs``, [N, D]."""
+    seen: list[Tensor] = []
+    handle = model.fc.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    try:
+        model(inputs)
+    finally:
+        handle.remove()
+    return seen[0]
 
 
 def conv3x3(in_channels: int, channels: int, stride: int = 1) -> nn.Conv2d:
@@ -45,12 +63,7 @@ class Block(nn.Module):
 
 
 class CifarResNet(nn.Module):
-    """Images [N, 3, H, W] to logits [N, num_classes]; ``features`` gives [N, 64].
-
-    Args:
-        depth: 6n + 2.
-        normed: the last layer is :class:`torch_absgd.NormedLinear`, which LDAM needs.
-    """
+    """Images [N, 3, H, W] to logits [N, num_classes]; ``depth`` is 6n + 2."""
 
     def __init__(self, depth: int, num_classes: int, normed: bool = False) -> None:
         super().__init__()
@@ -62,7 +75,7 @@ class CifarResNet(nn.Module):
         self.layer1 = self.stage(16, 16, 1, n)
         self.layer2 = self.stage(16, 32, 2, n)
         self.layer3 = self.stage(32, 64, 2, n)
-        self.fc = (ta.NormedLinear if normed else nn.Linear)(64, num_classes)
+        self.fc = classifier(64, num_classes, normed)
         for module in self.modules():
             if isinstance(module, (nn.Conv2d, nn.Linear)):
                 nn.init.kaiming_normal_(module.weight)
@@ -72,35 +85,29 @@ class CifarResNet(nn.Module):
         first = Block(in_channels, channels, stride)
         return nn.Sequential(first, *(Block(channels, channels, 1) for _ in range(blocks - 1)))
 
-    def features(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         x = F.relu(self.bn(self.conv(x)))
         x = self.layer3(self.layer2(self.layer1(x)))
-        return torch.flatten(F.adaptive_avg_pool2d(x, 1), 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.fc(self.features(x))
+        return self.fc(torch.flatten(F.adaptive_avg_pool2d(x, 1), 1))
 
 
 class MLP(nn.Module):
-    """Vectors [N, D] to logits [N, C]: one hidden layer; ``features`` gives [N, hidden]."""
+    """Vectors [N, D] to logits [N, C]: one hidden layer."""
 
     def __init__(self, width: int, hidden: int, num_classes: int, normed: bool = False) -> None:
         super().__init__()
         self.hidden = nn.Linear(width, hidden)
-        self.fc = (ta.NormedLinear if normed else nn.Linear)(hidden, num_classes)
-
-    def features(self, x: Tensor) -> Tensor:
-        return self.hidden(x).relu()
+        self.fc = classifier(hidden, num_classes, normed)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc(self.features(x))
+        return self.fc(self.hidden(x).relu())
 
 
 PADDING = 0  # the id of no word
 
 
 class BiLSTM(nn.Module):
-    """Word ids [B, T], padded at the end, to logits [B, C]; ``features`` gives [B, 2·hidden].
+    """Word ids [B, T], padded at the end, to logits [B, C].
 
     A bidirectional LSTM, the maximum of its outputs over the text, dropout and a linear layer.
     The backward direction is an LSTM over each text reversed in place, padding still at its end:
@@ -122,9 +129,9 @@ class BiLSTM(nn.Module):
         self.forwards = nn.LSTM(embedding, hidden, batch_first=True)
         self.backwards = nn.LSTM(embedding, hidden, batch_first=True)
         self.dropout = nn.Dropout(dropout)
-        self.fc = (ta.NormedLinear if normed else nn.Linear)(2 * hidden, num_classes)
+        self.fc = classifier(2 * hidden, num_classes, normed)
 
-    def features(self, words: Tensor) -> Tensor:
+    def forward(self, words: Tensor) -> Tensor:
         is_word = words != PADDING
         length = is_word.sum(1, keepdim=True)
         position = torch.arange(words.shape[1], device=words.device).expand(words.shape)
@@ -132,30 +139,10 @@ class BiLSTM(nn.Module):
         ahead, _ = self.forwards(self.embedding(words))
         back, _ = self.backwards(self.embedding(words.gather(1, reverse)))
         outputs = torch.cat([ahead, back], 2).masked_fill(~is_word[:, :, None], -torch.inf)
-        return outputs.amax(1)
-
-    def forward(self, words: Tensor) -> Tensor:
-        return self.fc(self.dropout(self.features(words)))
+        return self.fc(self.dropout(outputs.amax(1)))
 
 
 # ---- networks of torchvision
-
-
-class Features(nn.Module):
-    """The inputs of ``model.fc``, which is the last layer of all."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = (model,)  # not a submodule: its parameters are the model's
-
-    def forward(self, images: Tensor) -> Tensor:
-        (model,), seen = self.model, []
-        handle = model.fc.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
-        try:
-            model(images)
-        finally:
-            handle.remove()
-        return seen[0]
 
 
 def from_torchvision(arch: str, num_classes: int, pretrained: str, normed: bool) -> nn.Module:
@@ -168,63 +155,52 @@ def from_torchvision(arch: str, num_classes: int, pretrained: str, normed: bool)
         ValueError: torchvision has no such network, its last layer is not a linear one, or the file
             of weights does not fit.
     """
-    if arch not in torchvision.models.list_models(torchvision.models):
-        raise ValueError(f"--arch: torchvision.models has no {arch!r}, nor have the recipes")
+    known = torchvision.models.list_models(torchvision.models)
+    if arch not in known:
+        near = difflib.get_close_matches(arch, [*known, *ARCHS])
+        raise ValueError(f"--arch {arch}: not in torchvision.models; near: {', '.join(near)}")
     weights = "IMAGENET1K_V1" if pretrained == "imagenet" else None
     network = torchvision.models.get_model(arch, weights=weights)
     name, last = [(n, m) for n, m in network.named_modules() if not list(m.children())][-1]
     if not isinstance(last, nn.Linear):
         raise ValueError(f"--arch {arch}: its last layer is a {type(last).__name__}, not linear")
+    fc = classifier(last.in_features, num_classes, normed)
     if name == "fc":
-        network.fc = (ta.NormedLinear if normed else nn.Linear)(last.in_features, num_classes)
-    else:
-        network = Headed(network, name, last.in_features, num_classes, normed)
+        network.fc = fc
+    else:  # it passes its input on, to an fc after all the rest
+        network.set_submodule(name, nn.Identity())
+        network.fc = fc
+        network.register_forward_hook(lambda network, _, output: network.fc(output))
     if pretrained not in ("none", "imagenet"):
-        load_weights(network, pretrained)
-    network.features = Features(network)
+        load_weights(network, pretrained, name)
     return network
 
 
-class Headed(nn.Module):
-    """A network whose last layer has another name than ``fc``: that one passes its input on."""
-
-    def __init__(
-        self, network: nn.Module, name: str, width: int, num_classes: int, normed: bool
-    ) -> None:
-        super().__init__()
-        network.set_submodule(name, nn.Identity())
-        self.body = network
-        self.fc = (ta.NormedLinear if normed else nn.Linear)(width, num_classes)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.fc(self.body(x))
-
-
-def load_weights(network: nn.Module, file: str) -> None:
+def load_weights(network: nn.Module, file: str, last: str = "fc") -> None:
     """A state_dict, itself or under "state_dict" or "model", with or without DDP's "module."; all
-    of it must fit but the last layer, which is left out."""
+    of it must fit but the last layer, which is left out.
+
+    Args:
+        last: what the last layer is called in ``file``, if not fc.
+    """
     try:
         state = dict(torch.load(file, map_location="cpu", weights_only=True))
     except (UnpicklingError, RuntimeError, EOFError, TypeError, ValueError) as error:
         raise ValueError(f"--pretrained {file} holds no state_dict") from error
     for name in ("state_dict", "model"):
         state = state.get(name, state)
-    state = {key.removeprefix("module."): value for key, value in state.items()}
-    if isinstance(network, Headed):
-        state = {f"body.{key}": value for key, value in state.items()}
-    expected = {key: value for key, value in network.state_dict().items() if key[:3] != "fc."}
-    state = {key: value for key, value in state.items() if key[:3] != "fc."}
-    if isinstance(network, Headed):  # its last layer goes by another name
-        state = {key: value for key, value in state.items() if key in expected}
-    wrong = {
-        key
-        for key in expected.keys() | state.keys()
-        if key not in expected or key not in state or expected[key].shape != state[key].shape
-    }
+
+    def without_last(state: dict[str, Tensor]) -> dict[str, Tensor]:
+        names = {key.removeprefix("module."): value for key, value in state.items()}
+        return {k: v for k, v in names.items() if not k.startswith(("fc.", f"{last}."))}
+
+    state, expected = without_last(state), without_last(network.state_dict())
+    shapes, wanted = (
+        {(k, getattr(v, "shape", None)) for k, v in part.items()} for part in (state, expected)
+    )
+    wrong = sorted({key for key, _ in shapes ^ wanted})
     if wrong:
-        raise ValueError(
-            f"--pretrained {file} is of another network: {', '.join(sorted(wrong)[:5])}"
-        )
+        raise ValueError(f"--pretrained {file} is of another network: {', '.join(wrong[:5])}")
     network.load_state_dict(state, strict=False)
 
 

@@ -66,10 +66,11 @@ IMAGES: dict[str, Setting] = {
         }
         for ratio in (100, 10)
     },
-    # Clothing1M as two lists, Clothing1M_train.txt and Clothing1M_test.txt; the setting is ours.
+    # As the released example, but for its gradient clipping, gamma and alpha.
     "clothing1m": {**FILES, "data": "clothing1m", "arch": "resnet50", "pretrained": "imagenet",
-                   "batch_size": 256, "lr": 0.01, "weight_decay": 1e-3, "epochs": 15,
-                   "stage_two": 5, "lam": -1.0},
+                   "batch_size": 128, "lr": 0.005, "weight_decay": 1e-3, "epochs": 10,
+                   "lr_schedule": "step", "lr_milestones": [5], "lr_factor": 0.1, "stage_two": 5,
+                   "lam": -5.0},
 }  # fmt: skip
 
 # IMDB: 90 epochs, SGD for 60, then ABSGD; lr 0.01, ÷100 at 30 and ÷10,000 at 60.

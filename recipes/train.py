@@ -33,6 +33,7 @@ from data.open import NAMES, look_at, make_splits, open_source
 from data.source import Source
 from data.subsets import Records, class_counts, take_balanced
 from engine import distributed, loop, options
+from engine.options import positive
 from engine.run import Task
 
 
@@ -56,7 +57,7 @@ def build_parser() -> argparse.ArgumentParser:
     data.add_argument("--drop", nargs="+", default=[], metavar="COLUMN",
                       help="of a table: no inputs (a row's name, say)")
     data.add_argument("--download", action="store_true", help="fetch CIFAR if it is not there")
-    data.add_argument("--limit", type=int, metavar="N",
+    data.add_argument("--limit", type=positive, metavar="N",
                       help="only N samples of each class and split, for a quick trial")
     data.add_argument("--keep", nargs="+", default=[], metavar="CLASS:FRACTION",
                       help="of these classes only a part of the training samples stays")
@@ -70,15 +71,15 @@ def build_parser() -> argparse.ArgumentParser:
     data.add_argument("--validate-clean", action="store_true",
                       help="--validate holds out before imbalance and noise are made")
     images = parser.add_argument_group("images")
-    images.add_argument("--image-size", type=int, default=224, help="of image files")
+    images.add_argument("--image-size", type=positive, default=224, help="of image files")
     images.add_argument("--colour-jitter", type=float, default=0.4, help="0: none")
-    images.add_argument("--shrink", type=int, default=1, help="CIFAR: average so many pixels")
+    images.add_argument("--shrink", type=positive, default=1, help="CIFAR: average so many pixels")
     images.add_argument("--decode", choices=decode.DECODERS,
                         default="torchvision" if decode.HAS_FAST_DECODER else "pil",
                         help="torchvision: its own JPEG decoder, the default where it is built in")
     texts = parser.add_argument_group("texts")
-    texts.add_argument("--max-words", type=int, default=20_000, help="of the vocabulary")
-    texts.add_argument("--max-length", type=int, default=256, help="words of a text that are read")
+    texts.add_argument("--max-words", type=positive, default=20_000, help="of the vocabulary")
+    texts.add_argument("--max-length", type=positive, default=256, help="words of a text")
     texts.add_argument("--online", action="store_true",
                        help="each text once, in a stream of --epochs parts")
     net = parser.add_argument_group("network")
@@ -86,8 +87,8 @@ def build_parser() -> argparse.ArgumentParser:
     net.add_argument("--pretrained", default="none", metavar="none|imagenet|FILE",
                      help="begin from nothing, from torchvision's ImageNet weights (fetched at "
                      "first use), or from a file with a state_dict; the last layer begins anew")
-    net.add_argument("--hidden", type=int, help="of the MLP (64), or of the LSTM each way (128)")
-    net.add_argument("--embedding", type=int, default=128)
+    net.add_argument("--hidden", type=positive, help="of the MLP (64), the LSTM each way (128)")
+    net.add_argument("--embedding", type=positive, default=128)
     net.add_argument("--dropout", type=float, default=0.2)
     # fmt: on
     options.add_training_options(parser)
@@ -216,6 +217,8 @@ def run(main: Callable[[], Any] = main) -> None:
     except (OSError, ValueError, FloatingPointError) as error:
         # An error in a loader's process arrives with that process's traceback before its message.
         sys.exit(f"error: {str(error).strip().splitlines()[-1]}")
+    except KeyboardInterrupt:
+        sys.exit("stopped: --resume goes on from the last checkpoint")
     except RuntimeError as error:
         if "DataLoader worker" not in str(error):
             raise

@@ -21,7 +21,7 @@ from baselines import classifiers, dro, meta
 from baselines.samplers import ClassBatches
 from data.order import EpochBatches, seed_of
 from engine import loop
-from engine.options import ClassWeighted
+from engine.options import ClassWeighted, positive
 from engine.run import Changes, Run
 
 Args = argparse.Namespace
@@ -36,9 +36,8 @@ class Method:
     its own hyper-parameters, each with the values that a study may try. criterion: the per-sample
     loss from (class_counts, args), where ``options`` do not name it. sampling: a kind of
     samplers.py. change: is given the model at the start of stage two. step: the name of the
-    training step of stage two, a method of Applied. finish: is given the trained model, the
-    options, the class counts and the training set's (features, targets). held_out: needs a balanced
-    split of the training set. reads_counts: needs the class counts.
+    training step of stage two, a method of Applied. finish: changes the trained model. held_out:
+    needs a balanced split of the training set. reads_counts: needs the class counts.
     """
 
     title: str
@@ -49,7 +48,7 @@ class Method:
     sampling: str = "instance"
     change: Callable[[nn.Module, int], Any] | None = None
     step: str = "plain"
-    finish: Callable[[nn.Module, Args, list[int], tuple[Tensor, Tensor]], None] | None = None
+    finish: Callable[[Run], None] = lambda run: None
     held_out: bool = False
     reads_counts: bool = False
 
@@ -58,19 +57,14 @@ def logit_adjusted(class_counts: Sequence[int], args: Args) -> nn.Module:
     return ta.PerSampleLogitAdjusted(class_counts, tau=args.tau)
 
 
-def tau_normalise(model: nn.Module, args: Args, *_: Any) -> None:
-    classifiers.normalise(model.fc, args.tau)
+def nearest_class_mean(run: Run) -> None:
+    features, targets = loop.predict(run, "train", features=True)
+    run.model.fc = classifiers.NearestClassMean(features, targets).to(run.args.device)
 
 
-def nearest_class_mean(
-    model: nn.Module, _: Args, __: list[int], trained_on: tuple[Tensor, Tensor]
-) -> None:
-    model.fc = classifiers.NearestClassMean(*trained_on)
-
-
-def adjust_after(model: nn.Module, args: Args, class_counts: list[int], _: Any) -> None:
-    classifier = classifiers.AdjustedClassifier(model.fc, class_counts, args.tau)
-    model.fc = classifier.to(args.device)
+def adjust_after(run: Run) -> None:
+    fc, counts = run.model.fc, run.task.class_counts
+    run.model.fc = classifiers.AdjustedClassifier(fc, counts, run.args.tau).to(run.args.device)
 
 
 SGD = {"optimizer": "sgd"}
@@ -108,7 +102,8 @@ METHODS: dict[str, Method] = {
                   change=lambda model, _: classifiers.retrain_classifier(model)),
     "lws": Method("LWS", CLASSIFIER, sampling="class", reads_counts=True,
                   change=classifiers.learn_scales),
-    "tau-norm": Method("τ-normalised", SGD, {"tau": (0.25, 0.5, 0.75, 1.0)}, finish=tau_normalise),
+    "tau-norm": Method("τ-normalised", SGD, {"tau": (0.25, 0.5, 0.75, 1.0)},
+                       finish=lambda run: classifiers.normalise(run.model.fc, run.args.tau)),
     "ncm": Method("NCM", SGD, finish=nearest_class_mean),
     "meta": Method("META (learning to reweight)", SGD, step="learning_to_reweight", held_out=True),
     "meta-da": Method("META (domain adaptation)", SGD, {"meta_rate": (1.0, 10.0, 100.0)},
@@ -129,7 +124,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
                        help="of logit adjustment and of tau-normalisation")
     group.add_argument("--recover-a", type=float, default=0.1, help="RECOVER's a")
     group.add_argument("--meta-rate", type=float, default=10.0, help="meta-da's step of epsilon")
-    group.add_argument("--held-out", type=int, default=10, metavar="N",
+    group.add_argument("--held-out", type=positive, default=10, metavar="N",
                        help="samples of each class that META sets aside, of small classes a half")
     # fmt: on
 
@@ -217,11 +212,7 @@ class Applied(Changes):
         run.train_step(weighted, x, y)
 
     def finish(self, run: Run) -> None:
-        if self.method.finish is None:
-            return
-        features, targets = loop.predict(run, "train", features=True)
-        trained_on = (features.to(run.args.device), targets.to(run.args.device))
-        self.method.finish(run.model, run.args, run.task.class_counts, trained_on)
+        self.method.finish(run)
 
     def state_dict(self) -> dict[str, Any]:
         return {} if self.recovering is None else self.recovering.state_dict()

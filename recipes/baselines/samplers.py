@@ -16,24 +16,16 @@ from torch import Tensor
 from data.order import EpochBatches, seed_of
 
 POWERS = {"instance": 1.0, "sqrt": 0.5, "class": 0.0}
-KINDS = (*POWERS, "progressive")
 
 
 def class_probabilities(kind: str, class_counts: Tensor, progress: float = 0.0) -> Tensor:
     """p_j, float64 [C] (Kang et al. 2020, Equations 1 and 2); 0 for an empty class.
 
     Args:
-        kind: one of KINDS.
+        kind: one of POWERS, or "progressive".
         class_counts: n_j ≥ 0.
         progress: t/T in [0, 1], which only "progressive" reads.
-
-    Raises:
-        ValueError: another ``kind``, or ``progress`` is out of range.
     """
-    if kind not in KINDS:
-        raise ValueError(f"Invalid kind: {kind!r} (must be one of {', '.join(KINDS)})")
-    if not 0 <= progress <= 1:
-        raise ValueError(f"Invalid progress: {progress} (must be in [0, 1])")
     if kind == "progressive":
         begin, end = (class_probabilities(k, class_counts) for k in ("instance", "class"))
         return (1 - progress) * begin + progress * end
@@ -51,27 +43,14 @@ class ClassBatches(EpochBatches):
 
     Args:
         targets: int64 [N], the class of each training image.
-        batch_size: of the global batch, ≥ 1.
-        seed: ≥ 0.
-        kind: one of KINDS.
+        batch_size: of the global batch.
+        kind: as :func:`class_probabilities` has it.
         epochs: over which "progressive" goes from t/T = 0 to 1.
-
-    Raises:
-        ValueError: an argument is not what is said above.
     """
 
     def __init__(
-        self,
-        targets: Tensor,
-        batch_size: int,
-        seed: int,
-        kind: str = "class",
-        epochs: int = 1,
+        self, targets: Tensor, batch_size: int, seed: int, kind: str = "class", epochs: int = 1
     ) -> None:
-        if batch_size < 1:
-            raise ValueError(f"Invalid batch_size: {batch_size} (must be ≥ 1)")
-        if kind not in KINDS:
-            raise ValueError(f"Invalid kind: {kind!r} (must be one of {', '.join(KINDS)})")
         self.kind, self.epochs = kind, epochs
         self.counts = torch.bincount(targets)
         self.by_class = torch.argsort(targets, stable=True)  # the images of class 0, 1, …

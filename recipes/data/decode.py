@@ -8,8 +8,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 import torchvision
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.transforms import v2
@@ -21,13 +23,22 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, for pret
 
 
 def decode_with_torchvision(path: Path) -> Tensor:
+    """JPEG, PNG, WebP, GIF; what else there is, PIL reads."""
     content = torchvision.io.read_file(str(path))
-    return torchvision.io.decode_image(content, torchvision.io.ImageReadMode.RGB)
+    try:
+        image = torchvision.io.decode_image(content, torchvision.io.ImageReadMode.RGB)
+    except RuntimeError as error:
+        if "Unsupported image file" not in str(error):
+            raise
+        return decode_with_pil(path)
+    return v2.functional.to_dtype(image, torch.uint8, scale=True)  # of 16 bits
 
 
 def decode_with_pil(path: Path) -> Tensor:
-    image = torchvision.datasets.folder.pil_loader(str(path))
-    return v2.functional.pil_to_tensor(image)
+    with Image.open(path) as image:
+        if image.mode.startswith("I"):  # 16 bits, which convert() cuts off at 255
+            image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+        return v2.functional.pil_to_tensor(image.convert("RGB"))
 
 
 # torchvision's decoder is libjpeg-turbo without the way through PIL. Not every build has it, and
@@ -46,7 +57,7 @@ def read_image(path: Path, decode: str) -> Tensor:
         return DECODERS[decode](path)
     except (OSError, RuntimeError, SyntaxError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ValueError(f"{path} cannot be decoded: {reason}") from error
+        raise ValueError(f"{path} cannot be decoded ({reason}): mend it, then --resume") from error
 
 
 def training_transform(size: int, jitter: float) -> Callable[[Tensor], Tensor]:
@@ -69,9 +80,6 @@ class Training(Dataset):
     def __init__(self, images: Listed, size: int, decode: str, jitter: float, seed: int) -> None:
         self.images, self.decode, self.seed = images, decode, seed
         self.transform = training_transform(size, jitter)
-
-    def __len__(self) -> int:
-        return len(self.images)
 
     def __getitems__(self, keys: Sequence[tuple[int, int]]) -> tuple[Tensor, Tensor]:
         state = torch.get_rng_state()  # transforms draw from the global generator

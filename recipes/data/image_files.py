@@ -56,10 +56,9 @@ def source_of(args: Namespace, train: Listed, test: Callable[[], Listed] | None)
 
 
 def open_folder(args: Namespace, root: Path) -> Source:
-    """``root/train/<class>/*``, and ``test/`` or else ``val/`` to test on."""
-    train = lists.read_folder(root / "train")
-    part = next((root / name for name in ("test", "val") if (root / name).is_dir()), None)
-    test = None if part is None else lambda: lists.read_folder(part, train.classes)
+    train_part, test_part = lists.parts_of(root)
+    train = lists.read_folder(train_part)
+    test = None if test_part is None else lambda: lists.read_folder(test_part, train.classes)
     return source_of(args, train, test)
 
 
@@ -85,6 +84,11 @@ def open_published(args: Namespace) -> Source:
 
     def read(part: str) -> Listed:
         file = directory / f"{name}_{part}.txt"
+        if not file.is_file():
+            raise FileNotFoundError(
+                f"no such list: {file}; --data-dir or --lists-dir must hold it, and "
+                "recipes/README.md says where it is from"
+            )
         return lists.read_list(file, args.data_dir, num_classes, classes=classes)
 
     return source_of(args, read("train"), lambda: read("test"))
@@ -102,7 +106,7 @@ def image_root(directory: Path) -> Path:
     for name in (PREFIX, "2018"):
         if (directory / name).is_dir():
             return directory / name
-    raise FileNotFoundError(f"{directory} holds neither {PREFIX} nor 2018/")
+    raise FileNotFoundError(f"--data-dir {directory} holds neither {PREFIX} nor 2018/")
 
 
 def read_competition(file: Path, root: Path) -> Listed:

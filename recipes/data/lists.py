@@ -50,7 +50,9 @@ def read_utf8(file: Path) -> str:
     try:
         return file.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{file} is not UTF-8 (byte {error.start}): save it as UTF-8") from None
+        raise ValueError(
+            f"{file} is not UTF-8 (byte {error.start}): if it is text, save it as UTF-8"
+        ) from None
 
 
 def parse_list(file: Path, num_classes: int | None = None) -> tuple[list[str], list[int]]:
@@ -66,9 +68,11 @@ def parse_list(file: Path, num_classes: int | None = None) -> tuple[list[str], l
     for number, line in enumerate(read_utf8(file).splitlines(), 1):
         if not line.strip():
             continue
-        name, _, label = line.strip().rpartition(" ")
+        name, _, label = line.strip().replace("\t", " ").rpartition(" ")
         if not name or not label.removeprefix("-").isdecimal():
-            raise ValueError(f"{file}, line {number}: not `path label`: {line!r}")
+            raise ValueError(
+                f"{file}, line {number}: not `path label` with a number from 0: {line!r}"
+            )
         if int(label) < 0 or (num_classes is not None and int(label) >= num_classes):
             last = "" if num_classes is None else f" to {num_classes - 1}"
             raise ValueError(f"{file}, line {number}: label {label} is not in 0{last}")
@@ -114,6 +118,12 @@ def checked(images: Listed, source: Path) -> Listed:
     return images
 
 
+def parts_of(root: Path) -> tuple[Path, Path | None]:
+    """``root/train``, and ``root/test`` or else ``root/val`` to test on, if there is one."""
+    test = next((root / name for name in ("test", "val") if (root / name).is_dir()), None)
+    return root / "train", test
+
+
 def read_folder(
     root: Path, classes: Sequence[str] | None = None, suffixes: frozenset[str] = IMAGES
 ) -> Listed:
@@ -141,7 +151,7 @@ def read_folder(
         if not files and inner:
             raise ValueError(
                 f"{folder} holds folders ({', '.join(inner[:3])}) where a class's files should be: "
-                f"name the folder whose {root.name}/<class>/ holds files"
+                f"move them up, so that {root}/<class>/ holds a class's files"
             )
         others = {e.name for e in entries if e.is_file() and e.name[0] != "."} - set(files)
         passed_over += [f"{name}/{other}" for other in sorted(others)]
@@ -166,14 +176,15 @@ def check_headers(images: Listed) -> None:
     Raises:
         ValueError: some are no images; names the first of them and says how many there are.
     """
-    root = f"{images.root}{os.sep}"
+    root = str(images.root)
 
     def fault(path: str) -> str | None:
+        file_name = os.path.join(root, path)
         try:
-            with open(root + path, "rb", buffering=0) as file:
+            with open(file_name, "rb", buffering=0) as file:
                 if file.read(16).startswith(MAGIC):
                     return None
-            with Image.open(root + path) as image:
+            with Image.open(file_name) as image:
                 return None if min(image.size) > 0 else "it has no pixels"
         except (OSError, SyntaxError, ValueError) as error:
             return str(error).splitlines()[0] if str(error) else type(error).__name__
@@ -188,4 +199,5 @@ def check_headers(images: Listed) -> None:
     if found:
         path, why = found[0]
         more = f", and {len(found) - 1} more" if len(found) > 1 else ""
-        raise ValueError(f"{root}{path} is not an image that can be read ({why}){more}")
+        file_name = os.path.join(root, path)
+        raise ValueError(f"{file_name} is not an image that can be read ({why}){more}")

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from data.order import seed_of
 
@@ -34,14 +34,16 @@ class Images:
         return content.hexdigest()
 
 
+def in_order(data: Images, batch_size: int) -> DataLoader:
+    """To evaluate on, in batches of its own size."""
+    return DataLoader(TensorDataset(data.images, data.targets), batch_size=500)
+
+
 class AsTheyAre(Dataset):
     """Without augmentation, by the (epoch, index) keys of the samplers."""
 
     def __init__(self, data: Images) -> None:
         self.data = data
-
-    def __len__(self) -> int:
-        return len(self.data)
 
     def __getitems__(self, keys: Sequence[tuple[int, int]]) -> tuple[Tensor, Tensor]:
         index = torch.tensor([i for _, i in keys])
@@ -57,9 +59,6 @@ class CropAndFlip(Dataset):
     def __init__(self, data: Images, seed: int, padding: int = 4) -> None:
         self.data, self.seed, self.padding = data, seed, padding
         self.epoch = -1
-
-    def __len__(self) -> int:
-        return len(self.data)
 
     def _draw(self, epoch: int) -> None:
         generator = torch.Generator().manual_seed(seed_of(self.seed, epoch, 1))

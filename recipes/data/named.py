@@ -14,7 +14,6 @@ import torchvision
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
 
 from data import memory
 from data.memory import Images
@@ -78,10 +77,8 @@ def load_fashion(root: Path, train: bool) -> Images:
         file = next((f for f in files if f.is_file()), None)
         if file is None:
             raise FileNotFoundError(f"no {name} or {name}.gz in {', '.join(map(str, places))}")
-        content = file.read_bytes()
-        if file.suffix == ".gz":
-            content = gzip.decompress(content)
-        arrays.append(np.frombuffer(content, np.uint8, offset=skip).astype(np.uint8))
+        content = (gzip.decompress if file.suffix == ".gz" else bytes)(file.read_bytes())
+        arrays.append(np.frombuffer(content, np.uint8, offset=skip))
     pixels = arrays[0].reshape(-1, 28, 28, 1).repeat(3, axis=3)
     return _from_pixels(pixels, arrays[1].astype(np.int64), FASHION)
 
@@ -108,17 +105,13 @@ def open_named(args: Namespace) -> Source:
             images = load_cifar(args.data_dir, args.data, train, args.download)
         return limited(images, args.limit)
 
-    def evaluation(images: Images, batch_size: int) -> DataLoader:
-        return DataLoader(TensorDataset(images.images, images.targets), batch_size=500)
-
     if args.data == "digits":
         return Source(read(True), lambda: read(False), ("vector", 64),
-                      lambda images, seed: memory.AsTheyAre(images), evaluation)  # fmt: skip
+                      lambda images, seed: memory.AsTheyAre(images), memory.in_order)  # fmt: skip
 
     def prepare(images: torch.Tensor) -> torch.Tensor:
         images = memory.normalised(images)
         return nn.functional.avg_pool2d(images, args.shrink) if args.shrink > 1 else images
 
-    return Source(
-        read(True), lambda: read(False), ("image", 3), memory.CropAndFlip, evaluation, prepare
-    )
+    return Source(read(True), lambda: read(False), ("image", 3), memory.CropAndFlip,
+                  memory.in_order, prepare)  # fmt: skip

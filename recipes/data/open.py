@@ -9,11 +9,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from data import image_files, named, tables, text
+from data.lists import IMAGES
 from data.noise import with_label_noise
 from data.source import Source
 from data.subsets import Records, class_counts, hold_out, imbalanced, thinned
 
 PUBLISHED = ("imagenet-lt", "places-lt", "inaturalist", "clothing1m")
+ARCHIVES = frozenset({".zip", ".tar", ".gz", ".tgz", ".zst", ".xz", ".7z", ".rar"})
 NAMES = (*named.NAMES, *PUBLISHED, "covid-lt-RATIO", "imdb")
 
 
@@ -34,6 +36,10 @@ def open_source(args: Namespace) -> Source:
         return open_folder(args, path)
     if path.suffix.lower() in (".csv", ".tsv", ".parquet"):
         return tables.open_table(args, path)
+    if path.suffix.lower() in IMAGES | ARCHIVES:
+        raise ValueError(
+            f"--data {args.data}: name the folder that holds it, or what it unpacks to"
+        )
     if path.is_file():
         return image_files.open_list(args, path)
     raise FileNotFoundError(
@@ -43,7 +49,7 @@ def open_source(args: Namespace) -> Source:
 
 
 def open_folder(args: Namespace, root: Path) -> Source:
-    """Images or texts in ``root/train/<class>/``, by what the first class holds.
+    """Images in ``root/train/<class>/``, or texts where there are no images.
 
     Raises:
         FileNotFoundError: there is no ``train``; says what there is.
@@ -59,12 +65,12 @@ def open_folder(args: Namespace, root: Path) -> Source:
             f"{root} has no train/<class>/ with a class's files ({there}): move the class folders "
             f"into {root / 'train'}, and those to test on into {root / 'test'}"
         )
-    holds_texts = any(
-        file.suffix in text.TEXTS
-        for folder in (root / "train").iterdir() if folder.is_dir()
-        for file in [next(iter(folder.iterdir()), folder)]
-    )  # fmt: skip
-    return text.open_texts(args, root) if holds_texts else image_files.open_folder(args, root)
+
+    def holds(suffixes: frozenset[str]) -> bool:
+        return any(file.suffix.lower() in suffixes for file in root.glob("train/*/*"))
+
+    of_texts = holds(text.TEXTS) and not holds(IMAGES)
+    return text.open_texts(args, root) if of_texts else image_files.open_folder(args, root)
 
 
 @dataclass(frozen=True)
@@ -94,7 +100,9 @@ def make_splits(args: Namespace, source: Source) -> Splits:
     if args.validate and not args.validate_clean:
         train, held = hold_out(train, args.validate, args.seed)
     if len(train.classes) < 2:
-        raise ValueError(f"--data {args.data} has one class only: {train.classes[0]}")
+        raise ValueError(
+            f"--data {args.data} has one class only, {train.classes[0]}: a classifier takes two"
+        )
     if held is not None:
         return Splits(train, "validation", lambda: held)
     if source.test is None:
@@ -106,8 +114,17 @@ def make_splits(args: Namespace, source: Source) -> Splits:
 
 
 def look_at(splits: Splits) -> list[str]:
-    """What is odd about the two parts but can be trained with. Reads both."""
+    """What is odd about the two parts but can be trained with. Reads both.
+
+    Raises:
+        ValueError: there is nothing to judge by.
+    """
     said, judge = [], splits.judge()
+    if len(judge) == 0:
+        raise ValueError(
+            f"the {splits.split} part is empty (--validate takes nothing from a class of one; a "
+            "column of numbers that all differ is no class)"
+        )
     names = splits.train.classes
     for part, counts in (("training", class_counts(splits.train)),
                          (splits.split, class_counts(judge))):  # fmt: skip

@@ -14,10 +14,9 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, TensorDataset
 
-from data.lists import read_utf8
-from data.memory import AsTheyAre, Images
+from data.lists import IMAGES, read_utf8
+from data.memory import AsTheyAre, Images, in_order
 from data.source import Source
 from data.subsets import limited
 
@@ -96,9 +95,12 @@ class Encoder:
                 continue
             categories = sorted({v for v in values if not is_missing(v)})
             if len(categories) > MAX_CATEGORIES:
+                of_images = Path(categories[-1]).suffix.lower() in IMAGES
                 raise ValueError(
                     f"{file}: column {name!r} has {len(categories)} different texts (at most "
                     f"{MAX_CATEGORIES}): --drop {name}, if it names the row, or make it numbers"
+                    + "; images are given as a list, `path label` a line"
+                    * of_images
                 )
             columns[name] = categories
         return cls(columns)
@@ -139,16 +141,13 @@ def open_table(args: Namespace, file: Path) -> Source:
         targets = torch.tensor([place[name] for name in labels])
         return limited(Images(encoder.encode(table, file), targets, classes), args.limit)
 
-    def evaluation(rows: Images, batch_size: int) -> DataLoader:
-        return DataLoader(TensorDataset(rows.images, rows.targets), batch_size=4096)
-
     train = rows(table, labels, file)
     return Source(
         train,
         (lambda: rows(*with_labels(args, args.test), args.test)) if args.test else None,
         ("vector", train.images.shape[1]),
         lambda rows, seed: AsTheyAre(rows),
-        evaluation,
+        in_order,
     )
 
 

@@ -18,9 +18,10 @@ import numpy as np
 import torch
 from sklearn.feature_extraction.text import CountVectorizer
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, Dataset
 
-from data.lists import read_folder, read_utf8
+from data.lists import parts_of, read_folder, read_utf8
 from data.order import EpochBatches, as_is, seed_of
 from data.source import Source
 from data.subsets import limited
@@ -96,10 +97,7 @@ class Vocabulary:
 
 def pad(words: Sequence[np.ndarray]) -> Tensor:
     """[B, T] int32, T the longest of them."""
-    padded = np.full((len(words), max(map(len, words))), PADDING, dtype=np.int32)
-    for row, ids in zip(padded, words, strict=True):
-        row[: len(ids)] = ids
-    return torch.from_numpy(padded)
+    return pad_sequence([torch.from_numpy(ids) for ids in words], True, PADDING)
 
 
 class Padded(Dataset):
@@ -107,9 +105,6 @@ class Padded(Dataset):
 
     def __init__(self, texts: Texts) -> None:
         self.texts = texts
-
-    def __len__(self) -> int:
-        return len(self.texts)
 
     def __getitems__(self, keys: Sequence[tuple[int, int]]) -> tuple[Tensor, Tensor]:
         index = [i for _, i in keys]
@@ -165,7 +160,10 @@ def read_parts(
     """(training texts, test texts, size of the vocabulary); the vocabulary is the training texts',
     before any are removed: it needs no labels."""
     texts, targets, classes = read_texts(train)
-    vocabulary = Vocabulary(texts, max_words)
+    try:
+        vocabulary = Vocabulary(texts, max_words)
+    except ValueError:
+        raise ValueError(f"{train}: no word of two letters or more in any text") from None
     train_texts = Texts(vocabulary.encode(texts, max_length), targets, classes)
     if test is None:
         return train_texts, None, len(vocabulary)
@@ -175,9 +173,7 @@ def read_parts(
 
 
 def open_texts(args: Namespace, root: Path) -> Source:
-    """``root/train/<class>/*.txt``, and ``test/`` or else ``val/`` to test on."""
-    part = next((root / name for name in ("test", "val") if (root / name).is_dir()), None)
-    train, test, num_words = read_parts(root / "train", part, args.max_words, args.max_length)
+    train, test, num_words = read_parts(*parts_of(root), args.max_words, args.max_length)
 
     def evaluation(texts: Texts, batch_size: int) -> DataLoader:
         order = [(0, i) for i in texts.lengths().argsort().tolist()]

@@ -1,4 +1,4 @@
-"""A checkpoint file that is always whole: the old one or the new one, never part of one."""
+"""Files that are always whole, checkpoints first: the old one or the new one, never part of one."""
 
 from __future__ import annotations
 
@@ -10,19 +10,16 @@ from typing import Any
 import torch
 
 
-def save(state: dict[str, Any], path: str | Path) -> None:
-    """Writes ``state`` beside ``path``, syncs it to disk, then renames it into place.
+def write_whole(content: bytes | memoryview, path: Path) -> None:
+    """Writes ``content`` beside ``path``, syncs it to disk, then renames it into place.
 
     Raises:
-        OSError: the disk is full, say; the checkpoint at ``path`` is then the old one.
+        OSError: the disk is full, say; the file at ``path`` is then the old one.
     """
-    path = Path(path)
     temporary = path.with_name(path.name + ".tmp")
-    content = io.BytesIO()
-    torch.save(state, content)  # into memory: into a file it hides the OSError of a full disk
     try:
         with open(temporary, "wb") as file:
-            file.write(content.getbuffer())
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
@@ -36,6 +33,13 @@ def save(state: dict[str, Any], path: str | Path) -> None:
         os.close(directory)
 
 
-def load(path: str | Path, device: str | torch.device = "cpu") -> dict[str, Any]:
+def save(state: dict[str, Any], path: Path) -> None:
+    """Raises as :func:`write_whole`."""
+    content = io.BytesIO()
+    torch.save(state, content)  # into memory: into a file it hides the OSError of a full disk
+    write_whole(content.getbuffer(), path)
+
+
+def load(path: Path, device: str | torch.device = "cpu") -> dict[str, Any]:
     """What :func:`save` wrote; tensors on ``device``. Holds tensors and plain values only."""
     return torch.load(path, map_location=device, weights_only=True)

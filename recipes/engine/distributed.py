@@ -19,7 +19,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.data import Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from data.order import EpochBatches, as_is
 
 
 def rank() -> int:
@@ -115,7 +117,7 @@ class Share(Sampler[list[Any]]):
         ValueError: the last batch of an epoch has too few samples for all processes.
     """
 
-    def __init__(self, batches: Any) -> None:
+    def __init__(self, batches: EpochBatches) -> None:
         self.batches = batches
         last = batches.num_samples % batches.batch_size or batches.batch_size
         if last < world_size():
@@ -132,5 +134,21 @@ class Share(Sampler[list[Any]]):
         return len(self.batches)
 
 
-def shared(batches: Any) -> Any:
-    return Share(batches) if world_size() > 1 else batches
+def training_loader(
+    dataset: Dataset, batches: EpochBatches, workers: int = 0, pin_memory: bool = False
+) -> DataLoader:
+    """This process's share of every batch, in an order that resumes.
+
+    Args:
+        dataset: takes keys, as ``batches`` yields them, a batch at a time.
+    """
+    return DataLoader(
+        dataset,
+        batch_sampler=Share(batches) if world_size() > 1 else batches,
+        collate_fn=as_is,
+        num_workers=workers,
+        persistent_workers=workers > 0,
+        pin_memory=pin_memory,
+        # Spares the global generator, so that a resumed run is exact.
+        generator=torch.Generator().manual_seed(batches.seed),
+    )

@@ -46,18 +46,6 @@ class Log:
         self.events.close()
 
 
-class NoLog:
-    """What all processes but the first write: nothing."""
-
-    position = 0
-
-    def write(self, split: str, epoch: int, values: dict[str, Any]) -> None:
-        pass
-
-    def close(self) -> None:
-        pass
-
-
 class Meter:
     """Sums over the batches of an epoch, kept on the device: reading them is for its end. Each
     process has its own part; what is read and saved is of all."""

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import math
 from typing import Any
 
@@ -23,8 +24,9 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+import models
 from engine import checkpoint, distributed, ending, folder, options, report
-from engine.log import Log, NoLog
+from engine.log import Log
 from engine.run import Changes, Run, Task
 
 
@@ -47,16 +49,16 @@ def fit(
     with folder.locked(args.output_dir) if is_first else contextlib.nullcontext():
         run = Run(args, model, task, changes)
         begin(run)
-        log = NoLog()
+        log = None
         if is_first:
             report.write_json(args.output_dir / "config.json", options.config_of(args))
             log = Log(args.output_dir, run.log_position, run.epoch)
         try:
             train(run, log)
-            at_end = run.epoch == args.epochs and is_first
-            return conclude(run, log) if at_end else None
+            return conclude(run, log) if log and run.epoch == args.epochs else None
         finally:
-            log.close()
+            if log:
+                log.close()
             distributed.end()
 
 
@@ -80,18 +82,17 @@ def begin(run: Run) -> None:
             (args.output_dir / "log.jsonl").write_bytes(content[: run.log_position])
 
 
-def train(run: Run, log: Log | NoLog) -> None:
-    """From wherever ``run`` stands to --epochs, or --stop-epoch."""
+def train(run: Run, log: Log | None) -> None:
+    """From wherever ``run`` stands to --epochs, or --stop-epoch; ``log`` is the first process's."""
     args = run.args
     run.model.train()
-    is_first = distributed.is_first()
     last = args.epochs if args.stop_epoch is None else min(args.epochs, args.stop_epoch)
     while run.epoch < last:
         run.begin_epoch()
         criterion = run.criterion()
         run.batches.start(run.epoch, run.batch)
         with tqdm(run.loader, f"epoch {run.epoch}", len(run.batches), initial=run.batch,
-                  leave=False, disable=None if is_first else True) as bar:  # fmt: skip
+                  leave=False, disable=None if log else True) as bar:  # fmt: skip
             for inputs, targets in bar:
                 run.watch.lap("data")
                 run.changes.step(run, criterion, inputs, targets)
@@ -99,11 +100,12 @@ def train(run: Run, log: Log | NoLog) -> None:
                 if args.checkpoint_every and run.batch % args.checkpoint_every == 0:
                     run.save()
         end_of_epoch(run, log)
-        run.epoch, run.batch, run.log_position = run.epoch + 1, 0, log.position
+        run.epoch, run.batch = run.epoch + 1, 0
+        run.log_position = log.position if log else 0
         run.save()
 
 
-def end_of_epoch(run: Run, log: Log | NoLog) -> None:
+def end_of_epoch(run: Run, log: Log | None) -> None:
     args, values = run.args, run.meter.read()
     lr, lam = run.optimizer.param_groups[0]["lr"], float(run.optimizer.lam)
     if not math.isfinite(values["loss"]):
@@ -111,6 +113,8 @@ def end_of_epoch(run: Run, log: Log | NoLog) -> None:
             f"the loss of epoch {run.epoch} is not finite (lr {lr}, lambda {lam}): lower --lr, or "
             "raise |--lam|"
         )
+    if log is None:
+        return
     log.write("train", run.epoch, {"lr": lr, "lam": lam, **values})
     print(
         f"epoch {run.epoch:3d}  train: loss {values['loss']:.4f}, weighted "
@@ -119,7 +123,7 @@ def end_of_epoch(run: Run, log: Log | NoLog) -> None:
     if args.profile:
         print(f"           {run.watch.line()}")
     _ = run.optimizer.stats().mean  # warns when a few samples carry all the weight
-    if args.eval_every and (run.epoch + 1) % args.eval_every == 0 and distributed.is_first():
+    if args.eval_every and (run.epoch + 1) % args.eval_every == 0:
         metrics = evaluate(run, args.eval_split)
         log.write(args.eval_split, run.epoch, metrics)
         print(f"           {args.eval_split}: {report.line(metrics)}")
@@ -131,7 +135,7 @@ def end_of_epoch(run: Run, log: Log | NoLog) -> None:
 def predict(run: Run, split: str, features: bool = False) -> tuple[Tensor, Tensor]:
     """(logits, targets) of a whole split, on the CPU; with ``features``, the last layer's inputs
     in place of its outputs."""
-    forward = run.model.features if features else run.forward
+    forward = functools.partial(models.features, run.model) if features else run.forward
     outputs, labels = [], []
     was_training = run.model.training
     run.model.eval()
@@ -145,7 +149,7 @@ def predict(run: Run, split: str, features: bool = False) -> tuple[Tensor, Tenso
 
 def evaluate(run: Run, split: str) -> dict[str, Any]:
     logits, targets = predict(run, split)
-    return report.metrics(targets, logits.argmax(1), report.groups_by_shots(run.task.class_counts))
+    return report.metrics(targets, logits.argmax(1), run.task.class_counts)
 
 
 def conclude(run: Run, log: Log) -> dict[str, Any]:
@@ -153,7 +157,7 @@ def conclude(run: Run, log: Log) -> dict[str, Any]:
     args, task, split = run.args, run.task, run.task.judged_by
     run.changes.finish(run)
     logits, targets = predict(run, split)
-    metrics = report.metrics(targets, logits.argmax(1), report.groups_by_shots(task.class_counts))
+    metrics = report.metrics(targets, logits.argmax(1), task.class_counts)
     print(report.class_table(metrics, task.class_counts, task.classes))
     print(f"end        {split}: {report.line(metrics)}")
     records = log.records()

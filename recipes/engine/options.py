@@ -27,6 +27,20 @@ STAGE_TWO_ONLY = {"optimizer", "lam", "lam_over", "epochs", "stage_two_layers", 
 PLAY_NO_PART_AT_INFINITY = {"gamma", "alpha", "max_weight", "keep_loss"}
 
 
+def natural(text: str) -> int:
+    """The type of an option: a whole number >= 0."""
+    if int(text) < 0:
+        raise argparse.ArgumentTypeError(f"{text} (must be >= 0)")
+    return int(text)
+
+
+def positive(text: str) -> int:
+    """The type of an option: a whole number >= 1."""
+    if natural(text) == 0:
+        raise argparse.ArgumentTypeError("0 (must be >= 1)")
+    return int(text)
+
+
 def add_training_options(parser: argparse.ArgumentParser) -> None:
     """Adds the options that do not depend on the data set."""
     # fmt: off
@@ -53,9 +67,9 @@ def add_training_options(parser: argparse.ArgumentParser) -> None:
     opt.add_argument("--max-weight", type=float, metavar="C", help="cap of a sample's weight")
     opt.add_argument("--keep-loss", action="store_true",
                      help="scale the weights so that the weighted loss is the plain one")
-    opt.add_argument("--batch-size", type=int, default=128)
-    opt.add_argument("--epochs", type=int, default=200)
-    opt.add_argument("--warmup-epochs", type=int, default=5, help="linear warm-up of lr")
+    opt.add_argument("--batch-size", type=positive, default=128)
+    opt.add_argument("--epochs", type=positive, default=200)
+    opt.add_argument("--warmup-epochs", type=natural, default=5, help="linear warm-up of lr")
     opt.add_argument("--lr-schedule", choices=("step", "cosine"), default="step",
                      help="step: at --lr-milestones; cosine: to 0 at the end of each stage, from "
                      "--lr again at the start of stage two")
@@ -73,15 +87,15 @@ def add_training_options(parser: argparse.ArgumentParser) -> None:
                      "from uniform")
     lam.add_argument("--lam-start", type=lam_option.argument, default=math.inf,
                      help="in stage one (inf: SGD); equal to --lam: one stage, lambda fixed")
-    lam.add_argument("--stage-two", type=int, default=160, metavar="EPOCH",
+    lam.add_argument("--stage-two", type=natural, default=160, metavar="EPOCH",
                      help="first epoch of stage two")
-    lam.add_argument("--lam-over", type=int, default=0, metavar="EPOCHS",
+    lam.add_argument("--lam-over", type=natural, default=0, metavar="EPOCHS",
                      help="0: restart at --lam; otherwise go there over so many epochs")
 
     run = parser.add_argument_group("run")
-    run.add_argument("--seed", type=int, default=0)
+    run.add_argument("--seed", type=natural, default=0)
     run.add_argument("--device", default=distributed.default_device())
-    run.add_argument("--workers", type=int, default=0, help="loader processes")
+    run.add_argument("--workers", type=natural, default=0, help="loader processes")
     run.add_argument("--amp", choices=("bf16", "fp16"))
     run.add_argument("--channels-last", action="store_true")
     run.add_argument("--compile", action="store_true", help="torch.compile the model")
@@ -92,9 +106,9 @@ def add_training_options(parser: argparse.ArgumentParser) -> None:
                      help="continue the run in --output-dir if there is one")
     run.add_argument("--stage-one", type=Path, metavar="CHECKPOINT",
                      help="begin with another run's checkpoint, of the same stage one")
-    run.add_argument("--stop-epoch", type=int, metavar="EPOCH",
+    run.add_argument("--stop-epoch", type=positive, metavar="EPOCH",
                      help="stop before this epoch, leaving a checkpoint and no results")
-    run.add_argument("--checkpoint-every", type=int, default=0, metavar="BATCHES",
+    run.add_argument("--checkpoint-every", type=natural, default=0, metavar="BATCHES",
                      help="also within an epoch; a checkpoint follows every epoch in any case")
     run.add_argument("--keep-going", action="store_true",
                      help="exit with 0 even if the accuracy is that of chance, or the weights "
@@ -104,7 +118,7 @@ def add_training_options(parser: argparse.ArgumentParser) -> None:
     evaluation.add_argument("--validate", type=float, default=0.0, metavar="FRACTION",
                             help="hold out this part of each class of the training set, report on "
                             "it, and leave the test set unread: for choosing hyper-parameters")
-    evaluation.add_argument("--eval-every", type=int, default=0, metavar="EPOCHS",
+    evaluation.add_argument("--eval-every", type=natural, default=0, metavar="EPOCHS",
                             help="also evaluate during training, on --eval-split")
     evaluation.add_argument("--eval-split", choices=("validation", "test"), default="validation",
                             help="test only to draw a curve, never to choose anything")
@@ -133,17 +147,19 @@ def _faults(args: argparse.Namespace) -> Any:
         return
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         count = torch.cuda.device_count()
-        yield f"--device {args.device}: torch sees {count or 'no'} CUDA card{'s' * (count != 1)}"
+        yield (f"--device {args.device}: torch sees {count or 'no'} CUDA card{'s' * (count != 1)}; "
+               "--device cpu trains without")  # fmt: skip
     if not 0 <= args.validate < 1:
         yield f"--validate must be in [0, 1), got {args.validate}"
     if args.eval_every and args.eval_split == "validation" and not args.validate:
         yield "--eval-every on the validation split needs --validate FRACTION"
     if args.eval_every and args.eval_split == "test" and args.validate:
         yield "--validate leaves the test set unread: drop --eval-split test"
-    if args.lam_over < 0 or args.stage_two < 0:
-        yield "--lam-over and --stage-two must be >= 0"
-    if min(args.batch_size, args.epochs) < 1:
-        yield "--batch-size and --epochs must be >= 1"
+    try:  # what they are made of is checked by what they are
+        build_optimizer(args, nn.ParameterList([torch.zeros(1)]))
+        build_losses(args, [1, 1], "cpu")
+    except ValueError as error:
+        yield str(error)
     if args.stage_one and not args.stage_one.exists():
         yield f"--stage-one: no such file: {args.stage_one}"
 
@@ -154,14 +170,20 @@ def config_of(args: argparse.Namespace) -> dict[str, object]:
     return {k: str(v) if isinstance(v, Path) else v for k, v in config.items()}
 
 
+def as_named_now(config: dict[str, Any]) -> dict[str, Any]:
+    """The options of a checkpoint made before --data, when --dataset named its set."""
+    config = dict(config)
+    if "dataset" in config:
+        config["data"] = config.pop("dataset")
+        if config.get("gamma") == 0.9:
+            config["gamma"] = None  # the default, which is now resolved by the optimizer
+    return config
+
+
 def differences(ours: dict[str, Any], theirs: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """name: (ours, theirs) of options that differ. A checkpoint made before --data had its set
-    named by --dataset; what it does not name is as if it were the same."""
-    theirs = dict(theirs)
-    if "dataset" in theirs:
-        theirs["data"] = theirs.pop("dataset")
-        if theirs.get("gamma") == 0.9:
-            theirs["gamma"] = None  # the default, which is now resolved by the optimizer
+    """name: (ours, theirs) of options that differ; what theirs do not name is as if it were the
+    same."""
+    theirs = as_named_now(theirs)
     return {k: (v, theirs[k]) for k, v in ours.items() if k in theirs and v != theirs[k]}
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,10 +17,10 @@ from matplotlib.ticker import MaxNLocator
 from sklearn.manifold import TSNE
 from sklearn.metrics import accuracy_score, recall_score
 
-Groups = dict[str, list[int]]
+from engine import checkpoint
 
 
-def groups_by_shots(class_counts: Sequence[int]) -> Groups:
+def groups_by_shots(class_counts: Sequence[int]) -> dict[str, list[int]]:
     """Many-shot (> 100 training images), medium (20–100) and few (< 20), as Liu et al. 2019."""
     return {
         "many": [c for c, n in enumerate(class_counts) if n > 100],
@@ -30,14 +29,15 @@ def groups_by_shots(class_counts: Sequence[int]) -> Groups:
     }
 
 
-def metrics(targets: Any, predictions: Any, groups: Groups) -> dict[str, Any]:
+def metrics(targets: Any, predictions: Any, class_counts: Sequence[int]) -> dict[str, Any]:
     """Accuracies as fractions.
 
     overall: of the samples; per_class: the recall of each class, None for one without samples;
-    balanced: its mean; many, medium, few: its mean over that group, None for an empty one.
+    balanced: its mean; many, medium, few: its mean over that group (by ``class_counts``, those of
+    the training set), None for an empty one.
     """
     targets, predictions = np.asarray(targets), np.asarray(predictions)
-    classes = sorted(c for group in groups.values() for c in group)
+    classes = range(len(class_counts))
     recalls = recall_score(
         targets, predictions, labels=classes, average=None, zero_division=np.nan
     ).tolist()
@@ -50,7 +50,7 @@ def metrics(targets: Any, predictions: Any, groups: Groups) -> dict[str, Any]:
     return {
         "overall": float(accuracy_score(targets, predictions)),
         "balanced": mean(classes),
-        **{name: mean(group) for name, group in groups.items()},
+        **{name: mean(group) for name, group in groups_by_shots(class_counts).items()},
         "per_class": per_class,
     }
 
@@ -113,9 +113,8 @@ def jsonable(value: Any) -> Any:
 
 def write_json(path: Path, value: Any) -> None:
     """Writes ``value`` whole or not at all."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(jsonable(value), indent=2, allow_nan=False) + "\n")
-    os.replace(temporary, path)
+    text = json.dumps(jsonable(value), indent=2, allow_nan=False) + "\n"
+    checkpoint.write_whole(text.encode(), path)
 
 
 def plot_run(records: Sequence[dict[str, Any]], results: dict[str, Any], directory: Path) -> None:
@@ -126,7 +125,7 @@ def plot_run(records: Sequence[dict[str, Any]], results: dict[str, Any], directo
         plot_accuracy(axes, evaluations)
         save(figure, directory / "accuracy.png")
     figure, axes = plt.subplots(layout="constrained")
-    plot_per_class(axes, {"": [results["metrics"]["per_class"]]}, results)
+    plot_per_class(axes, results)
     save(figure, directory / "per_class.png")
     training = [r for r in records if r["split"] == "train"]
     if training:
@@ -152,10 +151,10 @@ def plot_accuracy(axes: plt.Axes, records: Sequence[dict[str, Any]]) -> None:
 
 
 def shown_together(class_counts: Sequence[int], limit: int = 100) -> list[np.ndarray]:
-    """Classes that a plot shows as one: each alone; of more than ``limit``, those of like size."""
-    if len(class_counts) <= limit:
-        return [np.array([c]) for c in range(len(class_counts))]
-    return np.array_split(np.argsort(-np.asarray(class_counts), kind="stable"), limit)
+    """Classes that a plot shows as one, the largest first: each alone; of more than ``limit``,
+    those of like size."""
+    order = np.argsort(-np.asarray(class_counts), kind="stable")
+    return np.array_split(order, min(len(order), limit))
 
 
 def mean_of(values: np.ndarray, groups: Sequence[np.ndarray]) -> np.ndarray:
@@ -164,28 +163,19 @@ def mean_of(values: np.ndarray, groups: Sequence[np.ndarray]) -> np.ndarray:
     return np.ma.stack(means, axis=1).filled(np.nan)
 
 
-def plot_per_class(
-    axes: plt.Axes, methods: dict[str, Sequence[Sequence[float]]], results: dict[str, Any]
-) -> None:
-    """Bars of each class's accuracy, mean and deviation over seeds, for each method."""
+def plot_per_class(axes: plt.Axes, results: dict[str, Any]) -> None:
+    """A bar for each class's accuracy, the largest class first."""
     counts = results["class_counts"]
     groups = shown_together(counts)
-    width = 0.8 / len(methods)
-    for k, (name, seeds) in enumerate(methods.items()):
-        values = mean_of(100 * np.asarray(seeds, dtype=float), groups)
-        at = np.arange(len(groups)) + (k - (len(methods) - 1) / 2) * width
-        errors = values.std(axis=0, ddof=1) if len(values) > 1 else None
-        axes.bar(at, values.mean(axis=0), width, yerr=errors, label=name,
-                 error_kw={"elinewidth": 0.8, "alpha": 0.6})  # fmt: skip
+    per_class = np.array([results["metrics"]["per_class"]], dtype=float)
+    axes.bar(range(len(groups)), 100 * mean_of(per_class, groups)[0])
     axes.set_ylim(0, 102)
     if len(counts) <= 20:
-        axes.set_xticks(range(len(counts)), [f"{c}\n{n}" for c, n in enumerate(counts)])
+        axes.set_xticks(range(len(counts)), [f"{c}\n{counts[c]}" for (c,) in groups])
     label = "class, and its training images"
     if len(groups) < len(counts):
         label = f"{len(groups)} groups of classes of like size, the largest classes first"
     axes.set(xlabel=label, ylabel=f"{results['split']} accuracy (%)")
-    if len(methods) > 1:
-        axes.legend()
 
 
 def plot_class_weight(
@@ -195,17 +185,16 @@ def plot_class_weight(
     groups = shown_together(class_counts)
     weights = mean_of(np.array([r["class_weight"] for r in records], dtype=float), groups)
     epochs = [r["epoch"] + 1 for r in records]
-    order = sorted(range(len(groups)), key=lambda g: -class_counts[groups[g][0]])
-    colours = plt.get_cmap("viridis")(np.linspace(0, 0.95, len(order)))
-    for colour, c in zip(colours, order, strict=True):
-        label = f"{c} ({class_counts[c]})" if len(order) <= 20 else None
-        axes.plot(epochs, weights[:, c], color=colour, label=label)
+    colours = plt.get_cmap("viridis")(np.linspace(0, 0.95, len(groups)))
+    for group, line, colour in zip(groups, weights.T, colours, strict=True):
+        label = f"{group[0]} ({class_counts[group[0]]})" if len(groups) <= 20 else None
+        axes.plot(epochs, line, color=colour, label=label)
     axes.axhline(1, color="grey", linewidth=0.8, linestyle=":")
     axes.set(xlabel="epochs", ylabel="mean weight p of the class's samples")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     if np.nanmin(weights) > 0:
         axes.set_yscale("log")
-    if len(order) <= 20:
+    if len(groups) <= 20:
         axes.legend(title="class (images)", fontsize="small", title_fontsize="small")
 
 

@@ -16,7 +16,6 @@ from torch.utils.data import DataLoader, Dataset
 
 from data.order import EpochBatches
 from engine import checkpoint, distributed, options
-from engine.loaders import training_loader
 from engine.log import Meter
 from engine.stopwatch import Stopwatch
 
@@ -114,7 +113,7 @@ class Run:
         if batches is self.batches:
             return
         self.batches = batches
-        self.loader = training_loader(
+        self.loader = distributed.training_loader(
             self.task.train, self.batches, self.args.workers, pin_memory=self.on_cuda
         )
 

@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+import models
 import torch_absgd as ta
 import train
 from baselines.classifiers import adjust_logits
@@ -128,7 +129,7 @@ def features(network: nn.Module, images: Tensor) -> Tensor:
     made = []
     for batch in images.split(500):
         x = normalised(batch).contiguous(memory_format=torch.channels_last)
-        made.append(network.features(x))
+        made.append(models.features(network, x))
     return torch.cat(made)
 
 

@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 
+from engine import checkpoint
+
 
 def commit() -> str:
     git = ["git", "rev-parse", "--short", "HEAD"]
@@ -30,6 +32,5 @@ def write(made: dict[str, Any], key: str, file: Path) -> None:
     """JSON, whole or not at all, with a line for each element of the list ``made[key]``."""
     lines = ",\n".join(json.dumps(m, ensure_ascii=False) for m in made[key])
     head = json.dumps({**made, key: []}, ensure_ascii=False, indent=1)
-    partial = file.with_suffix(".tmp")
-    partial.write_text(head.replace(f'"{key}": []', f'"{key}": [\n{lines}\n]') + "\n")
-    partial.replace(file)
+    text = head.replace(f'"{key}": []', f'"{key}": [\n{lines}\n]') + "\n"
+    checkpoint.write_whole(text.encode(), file)

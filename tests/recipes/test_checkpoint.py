@@ -27,12 +27,13 @@ def test_a_full_disk_leaves_the_old_checkpoint(tmp_path):
     checkpoint.save({"w": torch.zeros(10)}, path)
     program = f"""
 import resource, sys
+from pathlib import Path
 sys.path.insert(0, {str(RECIPES)!r})
 import torch
 from engine import checkpoint
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
 try:
-    checkpoint.save({{"w": torch.ones(1_000_000)}}, {str(path)!r})
+    checkpoint.save({{"w": torch.ones(1_000_000)}}, Path({str(path)!r}))
 except OSError as error:
     print("OSError:", error.strerror)
 """

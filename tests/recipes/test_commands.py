@@ -42,6 +42,7 @@ def test_what_is_not_installed_is_named(package, monkeypatch):
         (OSError(28, "No space left on device"), "error: [Errno 28] No space left on device"),
         (ValueError("Caught in worker\n  trace\nValueError: a.jpg"), "error: ValueError: a.jpg"),
         (RuntimeError("DataLoader worker (pid(s) 7) exited unexpectedly"), "--resume goes on"),
+        (KeyboardInterrupt(), "stopped: --resume goes on"),
         (FloatingPointError("the loss is not finite"), "error: the loss is not finite"),
     ],
 )

@@ -7,7 +7,7 @@ import torchvision
 
 from data import memory, named, noise, order
 from data.subsets import class_counts, hold_out, imbalanced
-from engine.loaders import training_loader
+from engine.distributed import training_loader
 
 
 def images_of(counts, size=8):

@@ -75,12 +75,26 @@ def test_a_checkpoint_of_the_validation_split_leaves_the_test_set_unread(
     assert evaluate.main([str(tmp_path / "checkpoint.pt"), *where]) == []
 
 
-def test_many_classes_are_put_together_in_the_picture():
-    """Rows are groups of classes of like size, the largest first, in per cent of their samples."""
+def test_a_confusion_matrix_has_the_largest_class_first(tmp_path, monkeypatch):
+    shown = []
+    monkeypatch.setattr(evaluate.report, "save", lambda figure, _: shown.append(figure))
     targets, predictions = torch.tensor([0, 1, 2, 3, 3]), torch.tensor([1, 0, 0, 3, 0])
-    groups, percent = evaluate.confusion(targets, predictions, [1, 2, 3, 4], limit=2)
-    assert [group.tolist() for group in groups] == [[3, 2], [1, 0]]
-    np.testing.assert_allclose(percent, [[100 / 3, 200 / 3], [0, 100]])
-    groups, percent = evaluate.confusion(targets, predictions, [1, 2, 3, 4], limit=4)
-    assert [group.tolist() for group in groups] == [[3], [2], [1], [0]]
-    np.testing.assert_allclose(percent.diagonal(), [50, 0, 0, 0])
+    evaluate.plot_confusion(targets, predictions, [1, 2, 3, 4], list("abcd"), "test", tmp_path)
+    axes = shown[0].axes[0]
+    assert [text.get_text() for text in axes.get_xticklabels()] == list("dcba")
+    expected = [[50, 0, 0, 50], [0, 0, 0, 100], [0, 0, 0, 100], [0, 0, 100, 0]]
+    np.testing.assert_allclose(axes.images[0].get_array(), expected)
+
+
+def test_a_table_and_that_other_data_are_refused(tmp_path, capsys):
+    rows = [f"{i % 7},{'ill' if i % 7 > 3 else 'well'}" for i in range(40)]
+    (tmp_path / "t.csv").write_text("\n".join(["x,outcome", *rows]))
+    train.main(["--data", str(tmp_path / "t.csv"), "--target", "outcome", "--validate", "0.25",
+                "--epochs", "2", "--stage-two", "1", "--device", "cpu", "--output-dir",
+                str(tmp_path / "run")])  # fmt: skip
+    words = [str(tmp_path / "run" / "checkpoint.pt"), "--device", "cpu"]
+    assert evaluate.main(words) == []
+    assert "the same numbers" in capsys.readouterr().out
+    (tmp_path / "t.csv").write_text("\n".join(["x,outcome", *rows[:-1], "6,well"]))
+    with pytest.raises(ValueError, match="of a run on other data"):
+        evaluate.main(words)

@@ -20,7 +20,7 @@ def test_number_of_parameters(arch):
 def test_shapes_and_gradients(normed):
     model = models.build("resnet14", num_classes=7, normed=normed)
     x = torch.randn(3, 3, 32, 32)
-    assert model.features(x).shape == (3, 64)
+    assert models.features(model, x).shape == (3, 64)
     logits = model(x)
     assert logits.shape == (3, 7)
     logits.square().sum().backward()

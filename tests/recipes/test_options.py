@@ -10,11 +10,24 @@ from engine import options
 DIGITS = ["--data", "digits", "--device", "cpu", "--output-dir", "never"]
 
 
-@pytest.mark.parametrize(("option", "name"), [("--max-weight", "max_weight"), ("--gamma", "gamma")])
-def test_a_zero_is_refused_and_not_passed_over(option, name):
-    args = train.parse([*DIGITS, option, "0"])
-    with pytest.raises(ValueError, match=name):
-        options.build_optimizer(args, nn.Linear(2, 2))
+@pytest.mark.parametrize(
+    ("option", "value", "said"),
+    [
+        ("--max-weight", "0", "max_weight"),
+        ("--gamma", "0", "gamma"),
+        ("--lr", "-1", "lr"),
+        ("--limit", "-1", "must be >= 0"),
+        ("--hidden", "0", "must be >= 1"),
+        ("--epochs", "0", "must be >= 1"),
+        ("--workers", "-1", "must be >= 0"),
+        ("--epochs", "ten", "--epochs"),
+        ("--imbalance-ratio", "0.5", "must be >= 1"),
+    ],
+)
+def test_what_is_out_of_range_is_refused_before_data_are_read(option, value, said, capsys):
+    with pytest.raises(SystemExit):
+        train.parse([*DIGITS, option, value])
+    assert said in capsys.readouterr().err
 
 
 def test_guards_and_a_ramp_to_a_rule_together():

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 import train
-from data import tables
+from data import decode, tables
 from data.subsets import choose
 
 # torchvision's decoders are to give way to torchcodec's one day; recipes then decode with PIL.
@@ -70,6 +70,22 @@ def test_grey_transparent_spaces_and_umlauts(flowers, tmp_path):
     assert images.shape == (10, 3, 32, 32) and images.dtype is torch.uint8
 
 
+@pytest.mark.parametrize("decoder", decode.DECODERS)
+def test_every_format_by_every_decoder(tmp_path, decoder):
+    """torchvision's reads neither BMP nor TIFF, and 16 bits as they are; PIL cuts these off."""
+    if decoder == "torchvision" and not decode.HAS_FAST_DECODER:
+        pytest.skip("this torchvision has no decoder of its own")
+    for mode, suffix in (("RGB", "bmp"), ("RGB", "tiff"), ("L", "pgm"), ("RGB", "webp"),
+                         ("LA", "png"), ("CMYK", "jpg")):  # fmt: skip
+        draw(tmp_path / f"x.{suffix}", mode)
+        image = decode.read_image(tmp_path / f"x.{suffix}", decoder)
+        assert image.shape == (3, 40, 48) and image.dtype is torch.uint8
+    grey = np.arange(256, dtype=np.uint16).reshape(16, 16) * 257
+    Image.fromarray(grey).save(tmp_path / "x.png")
+    image = decode.read_image(tmp_path / "x.png", decoder)
+    assert image.dtype is torch.uint8 and image[2].flatten().tolist() == list(range(256))
+
+
 def wrong(change, message):
     return pytest.param(change, message, id=message[:30])
 
@@ -109,9 +125,9 @@ def test_train_itself_is_not_the_folder_to_name(flowers, tmp_path):
     ("change", "message"),
     [
         wrong(lambda root: move_into(root, "images"), "--data .*flowers/images$"),
-        wrong(one_class, "has one class only: rose"),
+        wrong(one_class, "has one class only, rose"),
         wrong(images_in_train, "put each class's files in"),
-        wrong(nested, "name the folder whose"),
+        wrong(nested, "set holds folders .*move them up, so that"),
         wrong(lambda root: (root / "val").rename(root / "other"), "--validate 0.1 holds out"),
         wrong(lambda root: draw(root / "val" / "lily" / "0.png"), "no such class in the training"),
         wrong(lambda root: (root / "train" / "rose" / "2.png").write_bytes(b"<html>"),
@@ -129,8 +145,16 @@ def test_what_is_wrong_is_said_before_training(flowers, tmp_path, change, messag
 def test_files_that_are_no_images_by_their_name_are_noted(flowers, tmp_path, capsys):
     (flowers / "train" / "rose" / "list.csv").write_text("0.png")
     (flowers / "train" / "rose" / ".hidden").write_text("")
+    for i in range(9):  # nor do they make it a folder of texts
+        (flowers / "train" / "tulip" / f"{i}.txt").write_text("a note")
     assert looked_at(flowers, tmp_path) == [4, 2]
-    assert "note: 1 file under" in capsys.readouterr().out
+    assert "note: 10 files under" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["train/rose/0.png", "flowers.zip"])
+def test_an_image_or_an_archive_is_not_what_to_name(flowers, tmp_path, name):
+    with pytest.raises(ValueError, match="name the folder that holds it, or what it unpacks to"):
+        looked_at(flowers / name, tmp_path)
 
 
 def test_a_class_without_validation_images_is_noted(flowers, tmp_path, capsys):
@@ -155,6 +179,15 @@ def test_a_list_with_spaces_in_its_paths(flowers, tmp_path):
     (flowers / "test.txt").write_text("val/rose/0.png 2\n")
     with pytest.raises(ValueError, match="label 2 is not in 0 to 1"):
         looked_at(flowers / "list.txt", tmp_path, *more)
+
+
+def test_a_list_with_whole_paths_and_tabs(flowers, tmp_path):
+    lines = [f"{flowers}/train/{name}/0.png\t{c}" for c, name in enumerate(("rose", "tulip"))]
+    (flowers / "list.txt").write_text("\n".join(lines * 2))
+    assert looked_at(flowers / "list.txt", tmp_path, "--validate", 0.5) == [1, 1]
+    (flowers / "list.txt").write_text("train/rose/0.png rose")
+    with pytest.raises(ValueError, match="not `path label` with a number from 0"):
+        looked_at(flowers / "list.txt", tmp_path)
 
 
 def test_other_data_do_not_resume(flowers, tmp_path):
@@ -224,6 +257,12 @@ def test_how_columns_become_inputs(patients):
         (PATIENTS, [], "--validate 0.1 holds out"),
         ('age,outcome\n"' + 200_000 * "1", [], "line 2: field larger than"),
         ("name,outcome\n" + "".join(f"n{i},{i % 2}\n" for i in range(200)), [], "--drop name"),
+        ("name,outcome\n" + "".join(f"{i}.jpg,{i % 2}\n" for i in range(200)), [], "as a list"),
+        (
+            "x,outcome\n" + "".join(f"1,{i / 7}\n" for i in range(20)),
+            ["--validate", "0.5"],
+            "the validation part is empty",
+        ),
     ],
 )
 def test_what_is_wrong_with_a_table(patients, content, more, message):
@@ -306,3 +345,11 @@ def test_a_folder_of_texts_with_three_classes(tmp_path):
     results = train.main(words)
     assert results["class_counts"] == [3, 4, 2] or sorted(results["class_counts"]) == [2, 3, 4]
     assert results["config"]["arch"] == "lstm"
+
+
+def test_texts_without_a_word(tmp_path):
+    for c in "ab":
+        (tmp_path / "t" / "train" / c).mkdir(parents=True)
+        (tmp_path / "t" / "train" / c / "0.txt").write_text("?!")
+    with pytest.raises(ValueError, match="train: no word of two letters or more"):
+        train.build(train.parse(["--data", str(tmp_path / "t"), "--output-dir", "never"]))

@@ -16,8 +16,7 @@ def test_groups_by_shots_has_its_borders_at_20_and_100():
 def test_metrics_against_a_count_by_hand():
     targets = [0] * 6 + [1] * 3 + [2] * 1
     predictions = [0] * 6 + [1, 1, 0] + [0]
-    groups = {"many": [0], "medium": [1, 2], "few": []}
-    metrics = report.metrics(targets, predictions, groups)
+    metrics = report.metrics(targets, predictions, [200, 50, 20])
     assert metrics["overall"] == pytest.approx(8 / 10)
     assert metrics["per_class"] == pytest.approx([1, 2 / 3, 0])
     assert metrics["balanced"] == pytest.approx((1 + 2 / 3) / 3)
@@ -28,7 +27,7 @@ def test_metrics_against_a_count_by_hand():
 
 
 def test_a_class_without_test_samples_is_left_out_of_the_means():
-    metrics = report.metrics([0, 1], [0, 0], {"many": [0, 1], "medium": [2], "few": []})
+    metrics = report.metrics([0, 1], [0, 0], [200, 200, 50])
     assert metrics["per_class"] == [1, 0, None]
     assert metrics["balanced"] == 0.5
     assert metrics["medium"] is None

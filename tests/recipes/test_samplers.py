@@ -78,17 +78,9 @@ def test_ranks_share_out_the_batches_of_one_process(monkeypatch):
         monkeypatch.setenv("WORLD_SIZE", str(world_size))
         batches = ClassBatches(TARGETS, 12, 3, "sqrt")
         batches.start(1, 2)
-        return list(distributed.shared(batches))
+        return list(distributed.training_loader(TARGETS, batches).batch_sampler)
 
     whole, ranks = all_batches(0, 1), [all_batches(rank, 3) for rank in range(3)]
     for batch, parts in zip(whole, zip(*ranks, strict=True), strict=True):
         assert [len(part) for part in parts] == [4, 4, 4]
         assert sorted(batch) == sorted(key for part in parts for key in part)
-
-
-@pytest.mark.parametrize("options", [{"kind": "other"}, {"batch_size": 0}])
-def test_bad_arguments(options):
-    with pytest.raises(ValueError, match="Invalid"):
-        ClassBatches(**{"targets": TARGETS, "batch_size": 16, "seed": 0, **options})
-    with pytest.raises(ValueError, match="progress"):
-        class_probabilities("progressive", COUNTS, 1.5)

@@ -253,6 +253,19 @@ def test_inaturalist_in_all_its_forms_is_the_same(species, tmp_path):
     assert found[0] == found[1] == found[2]
 
 
+def test_clothing1m_on_its_two_lists(tmp_path):
+    lists = {
+        f"Clothing1M_{part}.txt": [
+            f"images/{c % 10}/{i:02d}/{c}{i},{part}.jpg {c}" for c in (0, 1, 13) for i in range(n)
+        ]
+        for part, n in (("train", 8), ("test", 2))
+    }
+    results = train.main(flags(make_tree(tmp_path, lists), tmp_path / "out",
+                               preset="clothing1m-absgd"))  # fmt: skip
+    assert len(results["class_counts"]) == 14 and sum(results["class_counts"]) == 24
+    assert [float(r["lam"]) for r in records_of(tmp_path / "out")] == [math.inf, -5]
+
+
 @pytest.mark.parametrize(
     ("preset", "expected"),
     [
@@ -320,7 +333,8 @@ def broken_places(places, tmp_path):
 
 def test_a_missing_folder(tmp_path, recipe):
     output, _ = recipe("train.py", *flags(tmp_path / "no", tmp_path / "out")).communicate()
-    assert output == f"error: no such list: {tmp_path / 'no' / 'Places_LT_train.txt'}\n"
+    assert output.startswith(f"error: no such list: {tmp_path / 'no' / 'Places_LT_train.txt'}; ")
+    assert output.count("\n") == 1 and "README.md" in output
 
 
 def test_inaturalist_without_images_or_without_a_split(species, tmp_path):
@@ -461,7 +475,7 @@ def test_features_are_the_last_layers_inputs(arch):
         return
     network = models.from_torchvision(arch, 5, "none", normed=False).eval()
     images = torch.randn(2, 3, 32, 32)
-    torch.testing.assert_close(network.fc(network.features(images)), network(images))
+    torch.testing.assert_close(network.fc(models.features(network, images)), network(images))
 
 
 @pytest.mark.parametrize(

@@ -189,7 +189,7 @@ def test_the_outputs_are_those_of_a_packed_bidirectional_lstm():
     outputs, _ = nn.utils.rnn.pad_packed_sequence(
         reference(packed)[0], batch_first=True, padding_value=-torch.inf
     )
-    torch.testing.assert_close(model.features(words), outputs.amax(1))
+    torch.testing.assert_close(models.features(model, words), outputs.amax(1))
 
 
 # ---- whole runs
