@@ -76,8 +76,13 @@ def plot_confusion(
 
 
 def disagreements(ours: dict[str, Any], theirs: dict[str, Any]) -> list[str]:
-    """Where the numbers differ from those of results.json."""
-    return [f"{k}: {ours[k]} here, {theirs[k]} there" for k in ours if ours[k] != theirs[k]]
+    """Where the numbers differ from those of results.json, the order of a sum's terms apart."""
+    return [
+        f"{k}: {ours[k]} here, {theirs[k]} there"
+        for k in ours
+        if k in theirs
+        and not np.allclose(*(np.array(m[k], float) for m in (ours, theirs)), 1e-12, equal_nan=True)
+    ]
 
 
 def evaluate(path: Path, split: str | None, directory: Path, words: Sequence[str]) -> list[str]:
@@ -89,7 +94,7 @@ def evaluate(path: Path, split: str | None, directory: Path, words: Sequence[str
     logits, targets = loop.predict(run, split)
     predictions = logits.argmax(1)
     training = run.task.class_counts
-    metrics = report.metrics(targets, predictions, training)
+    metrics = report.metrics(targets, logits, training)
     classes = list(map(str, run.task.classes))
     print(report.class_table(metrics, training, classes, limit=len(classes)))
     print(f"\n{path}, after {run.epoch} epochs: {split} {report.line(metrics)}")

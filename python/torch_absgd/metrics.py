@@ -148,7 +148,8 @@ def expected_calibration_error(logits: Tensor, target: Tensor, bins: int = 15) -
     predicted, checked, target, _ = _checks.check_predictions(logits, target, name="logits")
     if checked is None:
         raise TypeError(f"logits must be floating point (N, C), got {logits.dtype}")
-    confidence = checked.double().softmax(1).amax(1)
+    parts = checked.split(4096)  # of many samples and classes, float64 would take too much memory
+    confidence = torch.cat([part.double().softmax(1).amax(1) for part in parts])
     bin_of = (confidence * bins).ceil().long().sub_(1).clamp_(0, bins - 1)
     gaps = confidence.new_zeros(bins)
     gaps.index_add_(0, bin_of, (predicted == target).double() - confidence)

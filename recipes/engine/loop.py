@@ -149,7 +149,7 @@ def predict(run: Run, split: str, features: bool = False) -> tuple[Tensor, Tenso
 
 def evaluate(run: Run, split: str) -> dict[str, Any]:
     logits, targets = predict(run, split)
-    return report.metrics(targets, logits.argmax(1), run.task.class_counts)
+    return report.metrics(targets, logits, run.task.class_counts)
 
 
 def conclude(run: Run, log: Log) -> dict[str, Any]:
@@ -157,7 +157,7 @@ def conclude(run: Run, log: Log) -> dict[str, Any]:
     args, task, split = run.args, run.task, run.task.judged_by
     run.changes.finish(run)
     logits, targets = predict(run, split)
-    metrics = report.metrics(targets, logits.argmax(1), task.class_counts)
+    metrics = report.metrics(targets, logits, task.class_counts)
     print(report.class_table(metrics, task.class_counts, task.classes))
     print(f"end        {split}: {report.line(metrics)}")
     records = log.records()

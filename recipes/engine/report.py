@@ -13,10 +13,11 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
+import torch
 from matplotlib.ticker import MaxNLocator
 from sklearn.manifold import TSNE
-from sklearn.metrics import accuracy_score, recall_score
 
+import torch_absgd as ta
 from engine import checkpoint
 
 
@@ -30,37 +31,29 @@ def groups_by_shots(class_counts: Sequence[int]) -> dict[str, list[int]]:
 
 
 def metrics(targets: Any, predictions: Any, class_counts: Sequence[int]) -> dict[str, Any]:
-    """Accuracies as fractions.
+    """`ta.metrics.report` as JSON holds it: accuracies as fractions, None where there is none.
 
-    overall: of the samples; per_class: the recall of each class, None for one without samples;
-    balanced: its mean; many, medium, few: its mean over that group (by ``class_counts``, those of
-    the training set), None for an empty one.
+    Args:
+        predictions: logits, or classes.
+        class_counts: those of the training set, by which a class is of many, medium or few shots.
     """
-    targets, predictions = np.asarray(targets), np.asarray(predictions)
-    classes = range(len(class_counts))
-    recalls = recall_score(
-        targets, predictions, labels=classes, average=None, zero_division=np.nan
-    ).tolist()
-    per_class = [None if math.isnan(recall) else recall for recall in recalls]
-
-    def mean(group: Sequence[int]) -> float | None:
-        present = [per_class[c] for c in group if per_class[c] is not None]
-        return sum(present) / len(present) if present else None
-
-    return {
-        "overall": float(accuracy_score(targets, predictions)),
-        "balanced": mean(classes),
-        **{name: mean(group) for name, group in groups_by_shots(class_counts).items()},
-        "per_class": per_class,
-    }
+    found = ta.metrics.report(
+        torch.as_tensor(predictions), torch.as_tensor(targets), class_counts=class_counts
+    )
+    names = ("overall", "balanced", "many", "medium", "few", "worst_class", "ece")
+    per_class = [None if math.isnan(a) else a for a in found.per_class.tolist()]
+    return {**{name: getattr(found, name) for name in names}, "per_class": per_class}
 
 
 def line(metrics: dict[str, Any]) -> str:
-    """One line of text: the accuracies in per cent."""
-    names = ("overall", "balanced", "many", "medium", "few")
-    return "accuracy " + ", ".join(
-        f"{name} {100 * metrics[name]:.2f} %" for name in names if metrics[name] is not None
+    """One line of text: the accuracies in per cent, and the calibration error."""
+    names = ("overall", "balanced", "many", "medium", "few", "worst_class")
+    accuracies = ", ".join(
+        f"{name.replace('_', ' ')} {100 * metrics[name]:.2f} %"
+        for name in names
+        if metrics[name] is not None
     )
+    return f"accuracy {accuracies}" + (f"; ECE {metrics['ece']:.4f}" if metrics["ece"] else "")
 
 
 def class_table(
