@@ -3,31 +3,69 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 import bad_inputs
+import programs
 import soak
 import trainings
-from torch_absgd import ABSGD
+from torch_absgd import ABSGD, fused_step
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*out of reach:UserWarning")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:.*out of reach:UserWarning", "ignore:.*optimizer.step:UserWarning"
+)
 
 
-def test_random_trainings_are_those_of_the_reference() -> None:
-    for seed in range(60):
-        assert trainings.run(trainings.any_program(seed)) == "", seed
+@pytest.mark.parametrize("kind", [programs.any_program, programs.extended])
+def test_random_trainings_are_those_of_the_reference(
+    kind: Callable[[int], programs.Program],
+) -> None:
+    for seed in range(30):
+        assert trainings.run(kind(seed)) == "", seed
+
+
+@pytest.mark.skipif(
+    not hasattr(torch._dynamo.config, "trace_autograd_ops"),
+    reason="this torch cannot trace backward(): torch._dynamo.config.trace_autograd_ops is missing",
+)
+def test_a_random_compiled_training_is_that_of_the_reference() -> None:
+    with torch._dynamo.config.patch(trace_autograd_ops=True):
+        assert trainings.run(programs.compiled(4)) == ""
 
 
 def test_a_planted_fault_is_found_and_made_small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ABSGD, "frozen", lambda self: contextlib.nullcontext())
-    programs = map(trainings.any_program, range(40))
-    small = trainings.shrunk(next(p for p in programs if trainings.run(p)))
+    some = map(programs.any_program, range(40))
+    small = trainings.shrunk(next(p for p in some if trainings.run(p)))
     assert len(small.steps) == 1 and small.steps[0].event == "frozen"
     assert trainings.run(replace(small, steps=(replace(small.steps[0], event=""),))) == ""
+
+
+def test_a_fault_of_half_precision_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A β of 0.72, in bfloat16, where the step before is taken over."""
+    form = {"momentum": 0.9, "lr": 0.2}
+    program = programs.extended(0)
+    program = replace(
+        program, precision="bfloat16", features=(), by="", form="torch", has_scaler=False
+    )
+    group = {**program.groups[0], **form, "dampening": 0.0}
+    program = replace(program, groups=(group,))
+    assert trainings.run(program) == ""
+    hyper_parameters = fused_step._hyper_parameters
+
+    def off(*args: Any) -> tuple[Any, ...]:
+        found = list(hyper_parameters(*args))
+        found[2] *= 0.8
+        return tuple(found)
+
+    monkeypatch.setattr(fused_step, "_hyper_parameters", off)
+    assert "away" in trainings.run(program)
 
 
 def test_every_odd_value_is_refused_by_name_or_taken() -> None:

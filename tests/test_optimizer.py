@@ -101,6 +101,24 @@ def test_an_empty_first_group() -> None:
     assert again.log_s == opt.log_s and not torch.equal(p, torch.ones(3))
 
 
+@pytest.mark.parametrize("index", [0, -1])
+def test_a_group_that_is_removed_is_stepped_no_more(index: int) -> None:
+    opt = make(momentum=0.9)
+    params = [p for group in opt.param_groups for p in group["params"]]
+    for _ in range(3):
+        for p in params:
+            p.grad = torch.ones(3)
+        opt.step()
+    (gone,) = opt.param_groups.pop(index)["params"]
+    (left,) = opt.param_groups[0]["params"]
+    was, buffer = gone.detach().clone(), opt.state[left]["momentum_buffer"].clone()
+    before = left.detach().clone()
+    opt.step()
+    assert torch.equal(gone, was)
+    lr = opt.param_groups[0]["lr"]
+    torch.testing.assert_close(left, before - lr * (0.9 * buffer + 1))
+
+
 def test_a_group_that_is_added_carries_the_state() -> None:
     opt = make()
     opt.weigh(LOSSES)

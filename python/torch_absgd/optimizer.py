@@ -303,8 +303,8 @@ class ABSGD(SharedGroups):
                 loss = closure()
         self.weigher.finalize_grads_()
         grad_scale, found_inf = self._from_scaler()
-        while len(self._fused) < len(self.param_groups):
-            self._fused.append(FusedStep())
+        if len(self._fused) != len(self.param_groups):
+            self._fused = [FusedStep() for _ in self.param_groups]
         for fused, group in zip(self._fused, self.param_groups, strict=True):
             if not fused.step(group, self.state, grad_scale, found_inf):
                 torch_step(self, group, grad_scale, found_inf)
