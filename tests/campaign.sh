@@ -30,8 +30,6 @@ stage() { # name, command …
     fi
 }
 
-kills() { ABSGD_KILLS=$(times 20) python -m pytest -q -p no:cacheprovider tests/recipes/test_kill.py; }
-
 trainings() { # in parts, so that a stop loses little
     local parts=20 part
     for ((part = 0; part < parts; part++)); do
@@ -45,7 +43,7 @@ stage bad_inputs python tests/campaign/bad_inputs.py
 stage trainings trainings
 stage soak python tests/campaign/soak.py "$(times 1000000)" "$folder/soak.pt"
 stage step_under_asan tests/asan.sh python tests/campaign/step_twins.py "$(times 100000)"
-stage kills kills
+stage kills python tests/campaign/kills.py "$(times 200)"
 stage torchrun python -m pytest -q -p no:cacheprovider tests/distributed/test_torchrun.py
 stage c_abi_fuzzing tests/fuzz/run.sh "$(times 3600)" "$folder/corpus"
 stage compilers tests/compilers.sh
