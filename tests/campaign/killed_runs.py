@@ -114,6 +114,9 @@ class Torchrun(Recipe):
         )  # fmt: skip
         elastic_launch(config, super().run)(folder, fault)
 
+    def trains(self, folder: Path) -> bool:
+        return self.progress(folder) < (4, 0)
+
 
 # ---- the frameworks' own loops
 

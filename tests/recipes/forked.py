@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import runpy
+import signal
 import sys
 import time
 import traceback
@@ -66,7 +67,9 @@ class Forked:
     def wait(self, timeout: float = 240) -> int:
         deadline = time.monotonic() + timeout
         while self.poll() is None:
-            assert time.monotonic() < deadline, self.output.read_text()
+            if time.monotonic() > deadline:
+                os.killpg(self.pid, signal.SIGKILL)
+                raise AssertionError(f"did not end in {timeout} s: {self.output.read_text()}")
             time.sleep(0.005)
         return self.returncode
 
