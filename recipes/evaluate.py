@@ -23,7 +23,7 @@ from sklearn.metrics import confusion_matrix
 from torch import Tensor
 
 import train
-from engine import checkpoint, loop, report
+from engine import checkpoint, loop, options, report
 from engine.run import Run
 
 SUMMARY = ("overall", "balanced", "many", "medium", "few")
@@ -39,7 +39,8 @@ def restore(path: Path, words: Sequence[str]) -> tuple[Run, dict[str, Any]]:
     config = dict(state["config"])
     config.setdefault("data", config.pop("dataset", None))  # as it was called before
     args = train.parse(["--data", config["data"], "--output-dir", str(path.parent), *words])
-    vars(args).update(config)
+    own = options.config_of(args)  # neither where to write, nor to fetch anything
+    vars(args).update({name: value for name, value in config.items() if name in own})
     args.test = args.test and Path(args.test)
     args.pretrained = "none"  # the checkpoint has its own
     model, task, changes = train.build(args)
@@ -92,7 +93,7 @@ def plot_confusion(
     axes.set(xlabel=f"predicted {kind}, most training samples first", ylabel=f"true {kind}",
              title=f"{split} split")  # fmt: skip
     if len(classes) <= 20:
-        names = [classes[c] for (c,) in groups]
+        names = [classes[c].replace("$", r"\$") for (c,) in groups]  # $ begins mathematics
         axes.set_xticks(range(len(names)), names, rotation=45, ha="right")
         axes.set_yticks(range(len(names)), names)
         for (row, column), value in np.ndenumerate(percent):

@@ -1,4 +1,4 @@
-"""Checkpoints of earlier releases, and of today's code, load, and training goes on as it would have there."""
+"""Earlier checkpoints, and those of today's code, load, and training goes on as it did there."""
 
 import sys
 from pathlib import Path
