@@ -39,7 +39,8 @@ from forked import Forked
 from killed_runs import KINDS, Fault
 from runs import differences
 
-DISK = ("File too large", "Permission denied", "Read-only file system")
+# The last is what torch.save says when it writes the file itself, as transformers has it do.
+DISK = ("File too large", "Permission denied", "Read-only file system", "iostream error")
 NO_KILL = ("half", "error", "story")
 
 
