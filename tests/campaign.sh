@@ -45,6 +45,7 @@ stage soak python tests/campaign/soak.py "$(times 1000000)" "$folder/soak.pt"
 stage step_under_asan tests/asan.sh python tests/campaign/step_twins.py "$(times 100000)"
 stage kills python tests/campaign/kills.py "$(times 200)"
 stage torchrun python -m pytest -q -p no:cacheprovider tests/distributed/test_torchrun.py
+stage threads tests/tsan.sh "$(times 2000)"
 stage c_abi_fuzzing tests/fuzz/run.sh "$(times 3600)" "$folder/corpus"
 stage compilers tests/compilers.sh
 exit $failed
