@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import runpy
 import signal
@@ -34,6 +35,8 @@ class Forked:
         self.pid = os.fork()
         if self.pid == 0:
             self._run(function, preexec_fn)
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.setpgid(self.pid, self.pid)  # whichever of the two is first
 
     def _run(self, function: Callable[[], Any], preexec_fn: Callable[[], Any] | None) -> None:
         code = 1
