@@ -42,7 +42,8 @@ def restore(path: Path, words: Sequence[str]) -> Run:
     config = options.as_named_now(state["config"])
     said = ["--data", config["data"]] if "data" in config else []  # 0.1 said it of CIFAR alone
     args = train.parse([*said, "--output-dir", str(path.parent), *words])
-    vars(args).update(config)
+    own = options.config_of(args)  # neither where to write, nor to fetch anything
+    vars(args).update({name: value for name, value in config.items() if name in own})
     args.test = args.test and Path(args.test)
     begun_with, args.pretrained = args.pretrained, "none"  # the checkpoint has its own
     model, task, changes = train.build(args)
@@ -65,7 +66,8 @@ def plot_confusion(
     )
     figure, axes = plt.subplots(figsize=(7, 6), layout="constrained")
     few = len(order) <= 20
-    ConfusionMatrixDisplay(percent, display_labels=[classes[c] for c in order]).plot(
+    names = [classes[c].replace("$", r"\$") for c in order]  # $ begins mathematics
+    ConfusionMatrixDisplay(percent, display_labels=names).plot(
         ax=axes, cmap="Blues", include_values=few, values_format=".0f", xticks_rotation=45,
         im_kw={"vmin": 0, "vmax": 100},
     )  # fmt: skip

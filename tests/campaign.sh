@@ -30,8 +30,6 @@ stage() { # name, command …
     fi
 }
 
-kills() { ABSGD_KILLS=$(times 20) python -m pytest -q -p no:cacheprovider tests/recipes/test_kill.py; }
-
 trainings() { # in parts, so that a stop loses little
     local parts=20 part
     for ((part = 0; part < parts; part++)); do
@@ -47,8 +45,9 @@ stage extended_trainings python tests/campaign/trainings.py "$(times 2000)" 1000
 stage compiled_trainings python tests/campaign/trainings.py "$(times 200)" 1000 --compiled
 stage soak python tests/campaign/soak.py "$(times 1000000)" "$folder/soak.pt"
 stage step_under_asan tests/asan.sh python tests/campaign/step_twins.py "$(times 100000)"
-stage kills kills
+stage kills python tests/campaign/kills.py "$(times 200)"
 stage torchrun python -m pytest -q -p no:cacheprovider tests/distributed/test_torchrun.py
+stage threads tests/tsan.sh "$(times 2000)"
 stage c_abi_fuzzing tests/fuzz/run.sh "$(times 3600)" "$folder/corpus"
 stage compilers tests/compilers.sh
 exit $failed

@@ -16,21 +16,15 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.transforms import v2
 
-from data.lists import Listed
+from data.lists import MAX_BYTES, Listed
 from data.order import seed_of
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, for pretrained weights
 
 
 def decode_with_torchvision(path: Path) -> Tensor:
-    """JPEG, PNG, WebP, GIF; what else there is, PIL reads."""
     content = torchvision.io.read_file(str(path))
-    try:
-        image = torchvision.io.decode_image(content, torchvision.io.ImageReadMode.RGB)
-    except RuntimeError as error:
-        if "Unsupported image file" not in str(error):
-            raise
-        return decode_with_pil(path)
+    image = torchvision.io.decode_image(content, torchvision.io.ImageReadMode.RGB)
     return v2.functional.to_dtype(image, torch.uint8, scale=True)  # of 16 bits
 
 
@@ -48,14 +42,20 @@ DECODERS = {"torchvision": decode_with_torchvision, "pil": decode_with_pil}
 
 
 def read_image(path: Path, decode: str) -> Tensor:
-    """uint8 [3, H, W].
+    """uint8 [3, H, W]; of an animation, the first frame.
 
     Raises:
-        ValueError: the file is not an image, or only a part of one; names it.
+        ValueError: the file is not an image, only a part of one, or one of more pixels than PIL
+            takes (MAX_IMAGE_PIXELS, twice): a small file can hold gigabytes. Names it.
     """
     try:
+        if path.stat().st_size > MAX_BYTES // 2:
+            raise OSError(f"it has more than {MAX_BYTES // 2} bytes")
+        with Image.open(path) as image:  # its header
+            if image.format not in ("JPEG", "PNG"):  # torchvision has not all, nor one frame alone
+                decode = "pil"
         return DECODERS[decode](path)
-    except (OSError, RuntimeError, SyntaxError) as error:
+    except (OSError, RuntimeError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ValueError(f"{path} cannot be decoded ({reason}): mend it, then --resume") from error
 

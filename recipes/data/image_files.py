@@ -121,13 +121,13 @@ def read_competition(file: Path, root: Path) -> Listed:
         content = json.loads(read_utf8(file))
         names = {image["id"]: image["file_name"] for image in content["images"]}
         labelled = [(names[a["image_id"]], a["category_id"]) for a in content["annotations"]]
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        paths = [name.removeprefix(PREFIX) for name, _ in labelled]
+        targets = torch.tensor([int(c) for _, c in labelled], dtype=torch.int64)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, RuntimeError) as error:
         raise ValueError(f"{file} is not the competition's JSON: {error!r}") from error
-    for name, category in labelled:
+    for (name, _), category in zip(labelled, targets.tolist(), strict=True):
         if not 0 <= category < SPECIES:
             raise ValueError(f"{file}: category {category} of {name} is not in 0 to {SPECIES - 1}")
-    paths = [name.removeprefix(PREFIX) for name, _ in labelled]
-    targets = torch.tensor([c for _, c in labelled], dtype=torch.int64)
     return lists.checked(Listed(root, paths, targets, list(map(str, range(SPECIES)))), file)
 
 

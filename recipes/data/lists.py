@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import stat
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -15,6 +16,8 @@ from PIL import Image
 from torch import Tensor
 
 IMAGES = frozenset(torchvision.datasets.folder.IMG_EXTENSIONS)
+MAX_BYTES = 2**31  # of a text, a list or a table; of an image file, half of it
+MAX_CLASSES = 100_000  # whose numbers a list may name
 
 
 @dataclass(frozen=True)
@@ -45,8 +48,13 @@ def read_utf8(file: Path) -> str:
     """The text of ``file``.
 
     Raises:
-        ValueError: it is in another encoding; names it.
+        ValueError: it is in another encoding, too large, or no plain file; names it.
     """
+    status = file.stat()
+    if not stat.S_ISREG(status.st_mode):  # a pipe would be waited for
+        raise ValueError(f"{file} is not a plain file")
+    if status.st_size > MAX_BYTES:
+        raise ValueError(f"{file} has {status.st_size} bytes, more than {MAX_BYTES}")
     try:
         return file.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -60,7 +68,8 @@ def parse_list(file: Path, num_classes: int | None = None) -> tuple[list[str], l
 
     Raises:
         FileNotFoundError: there is no such list.
-        ValueError: a line is not of this form, or its label is not in 0 … num_classes − 1.
+        ValueError: a line is not of this form, or its label is not in 0 … num_classes − 1
+            (MAX_CLASSES − 1 without).
     """
     if not file.is_file():
         raise FileNotFoundError(f"no such list: {file}")
@@ -73,9 +82,9 @@ def parse_list(file: Path, num_classes: int | None = None) -> tuple[list[str], l
             raise ValueError(
                 f"{file}, line {number}: not `path label` with a number from 0: {line!r}"
             )
-        if int(label) < 0 or (num_classes is not None and int(label) >= num_classes):
-            last = "" if num_classes is None else f" to {num_classes - 1}"
-            raise ValueError(f"{file}, line {number}: label {label} is not in 0{last}")
+        last = (MAX_CLASSES if num_classes is None else num_classes) - 1
+        if len(label) > 9 or not 0 <= int(label) <= last:
+            raise ValueError(f"{file}, line {number}: label {label[:12]} is not in 0 to {last}")
         names.append(name)
         labels.append(int(label))
     return names, labels
@@ -169,6 +178,11 @@ def read_folder(
 MAGIC = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF8", b"RIFF", b"II*\0", b"MM\0*")
 
 
+def without_waiting(path: str, flags: int) -> int:
+    """An opener, for which a pipe that nobody writes to is no trap."""
+    return os.open(path, flags | os.O_NONBLOCK)
+
+
 def check_headers(images: Listed) -> None:
     """Opens every file and reads its first bytes; where these do not tell an image, all of its
     header.
@@ -181,12 +195,14 @@ def check_headers(images: Listed) -> None:
     def fault(path: str) -> str | None:
         file_name = os.path.join(root, path)
         try:
-            with open(file_name, "rb", buffering=0) as file:
+            with open(file_name, "rb", buffering=0, opener=without_waiting) as file:
+                if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                    return "not a plain file"
                 if file.read(16).startswith(MAGIC):
                     return None
             with Image.open(file_name) as image:
                 return None if min(image.size) > 0 else "it has no pixels"
-        except (OSError, SyntaxError, ValueError) as error:
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             return str(error).splitlines()[0] if str(error) else type(error).__name__
 
     def faults(some: list[str]) -> list[tuple[str, str]]:

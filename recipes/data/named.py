@@ -21,6 +21,7 @@ from data.source import Source
 from data.subsets import limited
 
 NAMES = ("cifar10", "cifar100", "digits", "fashion-mnist")
+FASHION_BYTES = 16 + 60_000 * 28 * 28  # of the largest of its files, unpacked
 FASHION = ("t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag",
            "boot")  # fmt: skip
 
@@ -34,7 +35,7 @@ def load_cifar(root: Path, name: str, train: bool, download: bool = False) -> Im
             and ``test``; or these two within a folder called as ``name``.
 
     Raises:
-        FileNotFoundError: ``root`` holds neither form; says what was looked for.
+        FileNotFoundError: ``root`` holds neither form, or other files; says what was looked for.
     """
     part = "train" if train else "test"
     for folder in (root / part, root / name / part):
@@ -51,7 +52,10 @@ def load_cifar(root: Path, name: str, train: bool, download: bool = False) -> Im
             f"{root} holds neither {part}/<class>/, {name}/{part}/<class>/ nor {base}/ "
             "(--download fetches it)"
         )
-    data = read(root, train=train, download=download)
+    try:
+        data = read(root, train=train, download=download)  # of known checksums: they are pickles
+    except RuntimeError as error:
+        raise FileNotFoundError(f"{root / base}: {error}") from error
     return _from_pixels(data.data, data.targets, data.classes)
 
 
@@ -77,7 +81,10 @@ def load_fashion(root: Path, train: bool) -> Images:
         file = next((f for f in files if f.is_file()), None)
         if file is None:
             raise FileNotFoundError(f"no {name} or {name}.gz in {', '.join(map(str, places))}")
-        content = (gzip.decompress if file.suffix == ".gz" else bytes)(file.read_bytes())
+        with gzip.open(file) if file.suffix == ".gz" else open(file, "rb") as unpacked:
+            content = unpacked.read(FASHION_BYTES + 1)
+        if len(content) > FASHION_BYTES:
+            raise ValueError(f"{file} is not Fashion-MNIST's: it is larger")
         arrays.append(np.frombuffer(content, np.uint8, offset=skip))
     pixels = arrays[0].reshape(-1, 28, 28, 1).repeat(3, axis=3)
     return _from_pixels(pixels, arrays[1].astype(np.int64), FASHION)

@@ -10,12 +10,13 @@ from argparse import Namespace
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from data.lists import IMAGES, read_utf8
+from data.lists import IMAGES, MAX_BYTES, read_utf8
 from data.memory import AsTheyAre, Images, in_order
 from data.source import Source
 from data.subsets import limited
@@ -39,8 +40,7 @@ def read_columns(file: Path) -> dict[str, list[str]]:
             from pyarrow import parquet
         except ImportError:
             raise ValueError(f"{file}: reading Parquet takes `pip install pyarrow`") from None
-        table = parquet.read_table(file).to_pydict()
-        return {k: ["" if v is None else str(v) for v in values] for k, values in table.items()}
+        return _parquet_columns(file, parquet)
     content = io.StringIO(read_utf8(file), newline="")
     rows = csv.reader(content, delimiter=max(",;\t", key=content.readline().count))
     content.seek(0)
@@ -59,6 +59,25 @@ def read_columns(file: Path) -> dict[str, list[str]]:
     if len(set(header)) < len(header):
         raise ValueError(f"{file}: two columns have one name, in {', '.join(header)}")
     return dict(zip(header, columns, strict=True))
+
+
+def _parquet_columns(file: Path, parquet: Any) -> dict[str, list[str]]:
+    """A value that is repeated takes next to no place in the file: what is read is counted."""
+    try:
+        content = parquet.ParquetFile(file)
+        columns: dict[str, list[str]] = {name: [] for name in content.schema_arrow.names}
+        size = content.metadata.num_rows * len(columns)
+        for batch in content.iter_batches(1024) if size <= MAX_BYTES else ():
+            for name, values in batch.to_pydict().items():
+                columns[name] += ["" if value is None else str(value) for value in values]
+                size += sum(map(len, columns[name][-len(values) :]))
+            if size > MAX_BYTES:
+                break
+    except (OSError, ValueError) as error:  # pyarrow's errors are of these
+        raise ValueError(f"{file} is not Parquet that can be read: {error}") from error
+    if size > MAX_BYTES:
+        raise ValueError(f"{file}: its values are of more than {MAX_BYTES} characters")
+    return columns
 
 
 def is_missing(value: str) -> bool:

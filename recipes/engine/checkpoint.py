@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -41,5 +42,14 @@ def save(state: dict[str, Any], path: Path) -> None:
 
 
 def load(path: Path, device: str | torch.device = "cpu") -> dict[str, Any]:
-    """What :func:`save` wrote; tensors on ``device``. Holds tensors and plain values only."""
-    return torch.load(path, map_location=device, weights_only=True)
+    """What :func:`save` wrote; tensors on ``device``. Holds tensors and plain values only.
+
+    Raises:
+        ValueError: it is something else; nothing of it was executed.
+    """
+    try:
+        return torch.load(path, map_location=device, weights_only=True)
+    except (UnpicklingError, RuntimeError, EOFError, OSError) as error:
+        if isinstance(error, FileNotFoundError):
+            raise
+        raise ValueError(f"{path} is not a checkpoint: {str(error).splitlines()[0]}") from error

@@ -96,6 +96,15 @@ def total(values: Tensor) -> Tensor:
     return values
 
 
+def gathered(values: Tensor, device: str) -> Tensor:
+    """[processes, …]: the values of each, on the CPU; ``device``: where processes exchange them."""
+    if world_size() == 1:
+        return values[None].cpu()
+    rows = [torch.empty_like(values, device=device) for _ in range(world_size())]
+    dist.all_gather(rows, values.to(device))
+    return torch.stack(rows).cpu()
+
+
 class Replicated:
     """``model`` whose backward pass averages gradients over the processes."""
 

@@ -77,12 +77,17 @@ class Meter:
         }
 
     def state_dict(self) -> dict[str, Tensor]:
+        """The processes' own sums: that of all, resumed, would be added up in another order."""
+        device = str(self.sums.device)
         return {
-            "sums": distributed.total(self.sums),
-            "by_class": distributed.total(self.by_class),
+            "sums": distributed.gathered(self.sums, device),
+            "by_class": distributed.gathered(self.by_class, device),
         }
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        if distributed.is_first():  # the others begin at 0, and the sum is what it was
-            self.sums.copy_(state["sums"])
-            self.by_class.copy_(state["by_class"])
+        for name, own in (("sums", self.sums), ("by_class", self.by_class)):
+            rows = state[name].reshape(-1, *own.shape)  # older checkpoints hold the sum of all
+            if len(rows) == distributed.world_size():
+                own.copy_(rows[distributed.rank()])
+            elif distributed.is_first():  # the others begin at 0
+                own.copy_(rows.sum(0))

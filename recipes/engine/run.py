@@ -153,6 +153,8 @@ class Run:
         }
 
     def state_dict(self) -> dict[str, Any]:
+        device = self.args.device
+        cuda_rng = torch.cuda.get_rng_state(device) if self.on_cuda else None
         return {
             **{name: part.state_dict() for name, part in self._parts().items()},
             "config": options.config_of(self.args),
@@ -160,8 +162,8 @@ class Run:
             "epoch": self.epoch,
             "batch": self.batch,
             "log_position": self.log_position,
-            "rng": torch.get_rng_state(),
-            "cuda_rng": torch.cuda.get_rng_state(self.args.device) if self.on_cuda else None,
+            "rng": distributed.gathered(torch.get_rng_state(), device),
+            "cuda_rng": None if cuda_rng is None else distributed.gathered(cuda_rng, device),
         }  # Python's and NumPy's generators are not used in training
 
     def save(self) -> None:
@@ -222,9 +224,17 @@ class Run:
 
     def _resume_place(self, state: dict[str, Any]) -> None:
         self.log_position = state["log_position"]
-        torch.set_rng_state(state["rng"].cpu())
+        torch.set_rng_state(self._own_row(state["rng"], torch.get_rng_state()))
         if state["cuda_rng"] is not None and self.on_cuda:
-            torch.cuda.set_rng_state(state["cuda_rng"].cpu(), self.args.device)
+            device = self.args.device
+            own = self._own_row(state["cuda_rng"], torch.cuda.get_rng_state(device))
+            torch.cuda.set_rng_state(own, device)
+
+    @staticmethod
+    def _own_row(rows: Tensor, like: Tensor) -> Tensor:
+        """Of what processes drew from; older checkpoints hold the first one's alone."""
+        rows = rows.cpu().reshape(-1, len(like))
+        return rows[distributed.rank() % len(rows)].clone()  # torch takes no view
 
     # ---- stages
 

@@ -1,13 +1,13 @@
-"""Writes the checkpoints beside this file, with the release whose name is given.
+"""Writes the checkpoints of the release that is installed into a file of its name beside this one.
 
-    python tests/checkpoints/write.py 0.1.0
+    python tests/checkpoints/write.py
 
 Each holds a run's state after some steps, and its parameters and log_s some steps later, which a
-later release must reach. Those of a release are written once, by that release.
+later release must reach. Those of a release are written once, by that release; until it is out, by
+every change of what a state holds.
 """
 
 import copy
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ RUNS: dict[str, dict[str, Any]] = {
     "sgd": {"momentum": 0.9, "nesterov": True},
     "rule": {"lam": ta.EffectiveSampleSize(0.6, rate=0.5), "gamma": 0.9},
     "module": {"lam": 2.0, "gamma": 0.4},
+    "guards": {"lam": ta.KLRadius(0.2), "keep_loss": True, "max_weight": 3.0, "momentum": 0.9},
 }
 
 
@@ -77,8 +78,7 @@ class Run:
         return {"weight": self.model.weight.detach(), "log_s": self.log_s.clone()}
 
 
-def main() -> None:
-    (release,) = sys.argv[1:]
+def states() -> dict[str, Any]:
     saved = {}
     for name in RUNS:
         run = Run(name)
@@ -86,8 +86,8 @@ def main() -> None:
         state = copy.deepcopy(run.state())
         run.train(BEFORE, BEFORE + AFTER)
         saved[name] = {"state": state, "later": run.result()}
-    torch.save(saved, Path(__file__).with_name(f"{release}.pt"))
+    return saved
 
 
 if __name__ == "__main__":
-    main()
+    torch.save(states(), Path(__file__).with_name(f"{ta.__version__}.pt"))

@@ -88,11 +88,11 @@ static inline absgd_dtype arithmetic(absgd_dtype dtype) {
 /* ---- memory ---- */
 
 enum { MAX_BLOCKS = 64, FILLING = 0xa5 };
-static struct block {
+static _Thread_local struct block {
     void *data, *before; /* before: NULL where nothing may be written at all */
     size_t size;
 } blocks[MAX_BLOCKS];
-static int n_blocks;
+static _Thread_local int n_blocks;
 
 static inline void *allocate(size_t size, int is_output) {
     INVARIANT(n_blocks < MAX_BLOCKS);

@@ -1,16 +1,15 @@
 """Where the recipes are, and real images to try them on."""
 
 import os
-import runpy
 import signal
 import subprocess
 import sys
-import time
-import traceback
 from pathlib import Path
 
 import pytest
 import torch
+
+from forked import Forked, script
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPES = ROOT / "recipes"
@@ -49,60 +48,6 @@ def small_data_dir(data_dir, tmp_path_factory):
     return small
 
 
-class Forked:
-    """A script as a process of its own, with what is imported already: starting one costs nothing.
-    The part of subprocess.Popen that tests use."""
-
-    def __init__(self, script, options, output, preexec_fn=None):
-        self.output, self.returncode = output, None
-        self.pid = os.fork()
-        if self.pid == 0:
-            self._run(script, options, preexec_fn)
-
-    def _run(self, script, options, preexec_fn):
-        code = 1
-        try:
-            file = os.open(self.output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
-            for stream in (1, 2):
-                os.dup2(file, stream)
-            sys.stdout, sys.stderr = (os.fdopen(n, "w", buffering=1) for n in (1, 2))
-            sys.argv, sys.path[0] = [str(script), *options], str(script.parent)
-            if preexec_fn:
-                preexec_fn()
-            runpy.run_path(str(script), run_name="__main__")
-            code = 0
-        except SystemExit as end:
-            code = end.code or 0
-            if isinstance(code, str):
-                print(code)
-                code = 1
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            os._exit(code)
-
-    def poll(self):
-        if self.returncode is None:
-            pid, status = os.waitpid(self.pid, os.WNOHANG)
-            if pid:
-                self.returncode = os.waitstatus_to_exitcode(status)
-        return self.returncode
-
-    def wait(self, timeout=240):
-        deadline = time.monotonic() + timeout
-        while self.poll() is None:
-            assert time.monotonic() < deadline, self.output.read_text()
-            time.sleep(0.005)
-        return self.returncode
-
-    def communicate(self, timeout=240):
-        self.wait(timeout)
-        return self.output.read_text(), None
-
-    def send_signal(self, number):
-        os.kill(self.pid, number)
-
-
 @pytest.fixture
 def no_pictures(monkeypatch):
     """Most of a tiny run's time goes into its plots."""
@@ -118,7 +63,8 @@ def recipe(tmp_path_factory):
 
     def run(name, *options, preexec_fn=None):
         output = tmp_path_factory.mktemp("process") / "output"
-        started.append(Forked(RECIPES / name, [str(o) for o in options], output, preexec_fn))
+        function = script(RECIPES / name, [str(o) for o in options])
+        started.append(Forked(function, output, preexec_fn))
         return started[-1]
 
     yield run
