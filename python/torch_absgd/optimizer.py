@@ -303,8 +303,10 @@ class ABSGD(SharedGroups):
                 loss = closure()
         self.weigher.finalize_grads_()
         grad_scale, found_inf = self._from_scaler()
-        if len(self._fused) != len(self.param_groups):
-            self._fused = [FusedStep() for _ in self.param_groups]
+        while len(self._fused) < len(self.param_groups):
+            self._fused.append(FusedStep())
+        while len(self._fused) > len(self.param_groups):  # a group was removed
+            self._fused.pop()
         for fused, group in zip(self._fused, self.param_groups, strict=True):
             if not fused.step(group, self.state, grad_scale, found_inf):
                 torch_step(self, group, grad_scale, found_inf)
