@@ -42,9 +42,8 @@ class Watch:
     def begin(self) -> None:
         """λ was set: the next batches are looked at."""
         self.batches = 0
-        self.total: Tensor | None = None  # of their reports
-        self.first_half: Tensor | None = None  # the same, halfway
-        self.host: Tensor | None = None  # both, λ, and the λ that would be safe, on their way
+        self.halves: Tensor | None = None  # [2, …]: their reports, of each half added up
+        self.host: Tensor | None = None  # these, λ, and the λ that would be safe, on their way
         self.arrived: torch.cuda.Event | None = None
         self.class_batches = 0
         self.by_class: Tensor | None = None  # [2, C]: Σp and count of each class
@@ -66,32 +65,32 @@ class Watch:
         if least_share(state) == 0:  # nothing to judge: no work for it either
             return
         if self.batches < LOOK:
-            last = state.reports[0]
-            self.total = last.clone() if self.total is None else self.total.add_(last)
+            if self.halves is None:
+                self.halves = torch.zeros_like(state.reports)
+            self.halves[2 * self.batches // LOOK].add_(state.reports[0])
             self.batches += 1
-            if self.batches == LOOK // 2:
-                self.first_half = self.total.clone()
-            if self.batches == LOOK and self.first_half is not None:
+            if self.batches == LOOK:
                 advice = _safe_lam(state, losses, mask, weight)
-                ends = torch.stack([state.lam.reshape(()), advice.reshape(())])
-                found = torch.cat([self.first_half, self.total, ends])
+                ends = [t.reshape(1) for t in (state.lam, advice)]
+                found = torch.cat([self.halves.flatten(), *ends])
                 self.host = found.to("cpu", non_blocking=True)
                 if found.is_cuda:
                     self.arrived = torch.cuda.Event()
                     self.arrived.record()
         if self.host is not None and (self.arrived is None or self.arrived.query()):
-            *totals, lam, advised = self.host.tolist()
-            n = len(totals) // 2
-            first, whole = Report(*totals[:n]), Report(*totals[n:])
-            self.batches, self.total, self.first_half, self.host = LOOK + 1, None, None, None
-            self._judge(first, whole, lam, advised, state)
+            *halves, lam, advised = self.host.tolist()
+            n = len(halves) // 2
+            first, later = Report(*halves[:n]), Report(*halves[n:])
+            self.batches, self.halves, self.host = LOOK + 1, None, None
+            self._judge(first, later, lam, advised, state)
 
     def _judge(
-        self, first: Report, whole: Report, lam: float, advised: float, state: RuleState
+        self, first: Report, later: Report, lam: float, advised: float, state: RuleState
     ) -> None:
-        """From sums over the first half of the batches and over all of them."""
-        share, least = whole.effective_samples / whole.count, least_share(state)
-        if not (share < least and (lam < 0 or _weighs_the_bulk(first, whole, lam))):
+        """From sums over each half of the batches."""
+        share = (first.effective_samples + later.effective_samples) / (first.count + later.count)
+        least = least_share(state)
+        if not (share < least and (lam < 0 or _weighs_the_bulk(first, later, lam))):
             return
         self.has_warned = True
         larger = f", or λ = {advised:.2g}" if math.isfinite(advised) else ""
@@ -159,10 +158,10 @@ def least_share(state: RuleState) -> float:
     return SELECTIVE_KEPT if state.keep_loss or state.max_weight is not None else SELECTIVE
 
 
-def _weighs_the_bulk(first: Report, whole: Report, lam: float) -> bool:
+def _weighs_the_bulk(first: Report, later: Report, lam: float) -> bool:
     """Whether the mean loss is of λ's size, and does not fall."""
-    later = whole.mean_loss - first.mean_loss
-    return whole.mean_loss > LOOK * LEVEL * lam and later > FALL * first.mean_loss
+    is_large = first.mean_loss + later.mean_loss > LOOK * LEVEL * lam
+    return is_large and later.mean_loss > FALL * first.mean_loss
 
 
 def _safe_lam(
