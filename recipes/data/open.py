@@ -69,7 +69,7 @@ def open_folder(args: Namespace, root: Path) -> Source:
     def holds(suffixes: frozenset[str]) -> bool:
         return any(file.suffix.lower() in suffixes for file in root.glob("train/*/*"))
 
-    of_texts = holds(text.TEXTS) and not holds(IMAGES)
+    of_texts = not holds(IMAGES) and holds(text.TEXTS)  # of images, the first one tells
     return text.open_texts(args, root) if of_texts else image_files.open_folder(args, root)
 
 
