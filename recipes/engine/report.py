@@ -53,7 +53,8 @@ def line(metrics: dict[str, Any]) -> str:
         for name in names
         if metrics[name] is not None
     )
-    return f"accuracy {accuracies}" + (f"; ECE {metrics['ece']:.4f}" if metrics["ece"] else "")
+    ece = "" if metrics["ece"] is None else f"; ECE {metrics['ece']:.4f}"
+    return f"accuracy {accuracies}{ece}"
 
 
 def class_table(
