@@ -174,7 +174,7 @@ class Plain:
                     move = -lr * (g + beta * v if group["nesterov"] else v)
                     self.buffers[name] = v
                 p.copy_(p.to(wide) + move)
-                if p.numel() > 0 and self.program.precision != "float64":
+                if p.numel() > 0 and (self.program.precision != "float64" or self.exponent > 1e5):
                     self.moved[name] = (move.abs().max() + lr * g.abs().max()).item()
 
     def change(self, step: Step) -> None:

@@ -55,10 +55,13 @@ def difference(program: Program, step: Step, plain: Plain, ours: Ours) -> str:
 
 
 def tolerance(program: Program, step: Step, size: float, moved: float, exponent: float) -> float:
-    """Of a parameter's elements. In less than float64: how it, its gradient and L/λ are rounded."""
+    """Of a parameter's elements: how it, its gradient and L/λ are rounded.
+
+    L/λ is large where λ is found from losses that differ by rounding alone.
+    """
     own, *is_autocast = program.precision.split()
     if own == "float64":
-        return 1e-9 * (1 + size)
+        return 1e-9 * (1 + size) + 4 * exponent * 2.0**-53 * moved
     of_gradient = (8 if step.parts == 1 else 64) * ROUNDING[own] + 2 * exponent * ROUNDING[
         "float32"
     ]
