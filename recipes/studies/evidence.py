@@ -30,7 +30,8 @@ Record = dict[str, Any]
 LONG_TAIL = ["digits_lt", "synthetic", "breast_cancer", "wine", "imdb", "clothes_lt",
              "cifar_features", "cifar_features_1"]  # fmt: skip
 HIDDEN = ["digits_hidden", "clothes_hidden", "cifar_hidden", "cifar_hidden_1"]
-NOISE = ["digits_noise", "cifar_noise", "cifar_noise_40"]
+NOISE = ["digits_noise", "imdb_noise", "cifar_noise", "cifar_noise_40", "cifar_asym",
+         "cifar_asym_40"]  # fmt: skip
 ADAMW = ["digits_lt-adamw", "digits_hidden-adamw", "digits_noise-adamw"]
 
 

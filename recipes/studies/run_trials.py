@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from studies import families, records, trials
-from studies.tasks import TASKS, UNTOUCHED, Task
+from studies.tasks import NOT_IN_SUITE, TASKS, UNTOUCHED, Task
 from studies.trials import Way
 
 SEEDS = list(range(10))
@@ -28,7 +28,7 @@ POST = {"SGD": "SGD", "ABSGD": "ABSGD"}  # families whose classifier is adjusted
 
 Families = Callable[[Task], list[list[Way]]]
 STUDIES: dict[str, tuple[str, str, Families]] = {
-    name: (name, "sgd", families.families) for name in (*TASKS, *UNTOUCHED)
+    name: (name, "sgd", families.families) for name in (*TASKS, *UNTOUCHED, *NOT_IN_SUITE)
 }
 STUDIES |= {
     f"{name}-adamw": (name, "adamw", families.families)
@@ -90,7 +90,7 @@ def choose(task: Task, planned: list[list[Way]], optimizer: str) -> list[dict[st
 
 def run(name: str) -> dict[str, Any]:
     task_name, optimizer, of_task = STUDIES[name]
-    make = (TASKS | UNTOUCHED)[task_name]
+    make = (TASKS | UNTOUCHED | NOT_IN_SUITE)[task_name]
     task = make("validation")
     planned = [families.trials(family, optimizer) for family in of_task(task)]
     chosen = choose(task, planned, optimizer)

@@ -24,6 +24,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import torch_absgd as ta
+from data.noise import confusions
 from data.text import SPECIAL, Vocabulary
 
 DATA = Path(os.environ.get("ABSGD_DATA", "../shared/data"))
@@ -48,6 +49,7 @@ class Task:
     epochs: int
     batch_size: int = 64
     noise: float = 0.0  # share of labels drawn at random
+    is_asymmetric: bool = False  # … or that of CIFAR-10's class which it is confused with
     has_class_weights: bool = True
     num_words: int = 0  # > 0: x are ids of so many words, for an LSTM
 
@@ -63,7 +65,10 @@ class Task:
         index = torch.cat(chosen)
         y = self.train.y[index].clone()
         drawn = torch.rand(len(y), generator=generator) < self.noise
-        y[drawn] = torch.randint(self.num_classes, (int(drawn.sum()),), generator=generator)
+        if self.is_asymmetric:
+            y[drawn] = torch.tensor(confusions(self.num_classes))[y[drawn]]
+        else:
+            y[drawn] = torch.randint(self.num_classes, (int(drawn.sum()),), generator=generator)
         return index, y
 
     def class_weights(self) -> Tensor:
@@ -277,6 +282,22 @@ def cifar_noise_40(judged_on: str) -> Task:
     return cifar_noise(judged_on, 0.4)
 
 
+def cifar_asym(judged_on: str, noise: float = 0.2) -> Task:
+    task = cifar_noise(judged_on, noise)
+    return replace(task, name=task.name.replace("noise", "asymmetric noise"), is_asymmetric=True)
+
+
+def cifar_asym_40(judged_on: str) -> Task:
+    return cifar_asym(judged_on, 0.4)
+
+
+def imdb_noise(judged_on: str) -> Task:
+    task = imdb_task(
+        "IMDB words, 40 % noise", imdb_words(), judged_on, 1, 2000, hidden=0, epochs=15
+    )
+    return replace(task, noise=0.4, has_class_weights=False)
+
+
 @cache
 def clothes() -> tuple[Part, Part]:
     """Fashion-MNIST, 14×14."""
@@ -320,3 +341,4 @@ TASKS: dict[str, Callable[[str], Task]] = {
     )
 }  # fmt: skip
 UNTOUCHED = {f.__name__: f for f in (clothes_lt, clothes_hidden)}
+NOT_IN_SUITE = {f.__name__: f for f in (cifar_asym, cifar_asym_40, imdb_noise)}
