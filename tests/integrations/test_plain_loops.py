@@ -23,6 +23,12 @@ X, Y = (part[::4] for part in digits.datasets()[0].tensors)
 SGD = partial(torch.optim.SGD, lr=0.05, momentum=0.9)
 
 
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trainers make folders where they run."""
+    monkeypatch.chdir(tmp_path)
+
+
 def loader() -> DataLoader[Any]:
     return DataLoader(list(zip(X, Y, strict=True)), BATCH)
 
