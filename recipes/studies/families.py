@@ -13,6 +13,7 @@ from studies.trials import Way
 
 LRS = [0.0125 * 2**k for k in range(8)]
 DECAYS, TWO_DECAYS = (0.0, 5e-4, 5e-3), (5e-4, 5e-3)
+NOISY_DECAYS = ((*DECAYS[1:], 5e-2), (5e-3, 5e-2))  # wrong labels ask for more of it
 ADAMW_LR, ADAMW_DECAY = 1 / 32, 20.0  # of the above
 
 
@@ -77,9 +78,10 @@ def families(task: Task) -> list[list[Way]]:
     return HIDDEN if is_hidden else LONG_TAIL
 
 
-def trials(family: list[Way], optimizer: str = "sgd") -> list[Way]:
+def trials(family: list[Way], optimizer: str = "sgd", noisy: bool = False) -> list[Way]:
     """The 24 settings of a method."""
-    lrs, decays = (LRS, DECAYS) if len(family) == 1 else (LRS[1::2], TWO_DECAYS)
+    three, two = NOISY_DECAYS if noisy else (DECAYS, TWO_DECAYS)
+    lrs, decays = (LRS, three) if len(family) == 1 else (LRS[1::2], two)
     by_lr, by_decay = (ADAMW_LR, ADAMW_DECAY) if optimizer == "adamw" else (1.0, 1.0)
     return [
         replace(way, lr=by_lr * lr, weight_decay=by_decay * decay)

@@ -92,7 +92,7 @@ def run(name: str) -> dict[str, Any]:
     task_name, optimizer, of_task = STUDIES[name]
     make = (TASKS | UNTOUCHED | NOT_IN_SUITE)[task_name]
     task = make("validation")
-    planned = [families.trials(family, optimizer) for family in of_task(task)]
+    planned = [families.trials(family, optimizer, task.noise > 0) for family in of_task(task)]
     chosen = choose(task, planned, optimizer)
     test = make("test")
     accuracy = accuracies(test, [c["way"] for c in chosen], SEEDS, optimizer)
