@@ -1,4 +1,4 @@
-"""The methods of PLAN.md's part A, with the settings that each is tried with: 24 trials alike."""
+"""The methods of PLAN.md's part A, with the settings that each is tried with: as many trials for each."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from studies.trials import Way
 
 LRS = [0.0125 * 2**k for k in range(8)]
 DECAYS, TWO_DECAYS = (0.0, 5e-4, 5e-3), (5e-4, 5e-3)
-NOISY_DECAYS = ((*DECAYS[1:], 5e-2), (5e-3, 5e-2))  # wrong labels ask for more of it
 ADAMW_LR, ADAMW_DECAY = 1 / 32, 20.0  # of the above
 
 
@@ -79,9 +78,11 @@ def families(task: Task) -> list[list[Way]]:
 
 
 def trials(family: list[Way], optimizer: str = "sgd", noisy: bool = False) -> list[Way]:
-    """The 24 settings of a method."""
-    three, two = NOISY_DECAYS if noisy else (DECAYS, TWO_DECAYS)
-    lrs, decays = (LRS, three) if len(family) == 1 else (LRS[1::2], two)
+    """The 24 settings of a method; 36 for noisy labels, which ask for more weight decay."""
+    is_one = len(family) == 1
+    lrs, decays = (LRS, DECAYS) if is_one else (LRS[1::2], TWO_DECAYS)
+    if noisy:
+        lrs, decays = ([LRS[0] / 2, *LRS] if is_one else lrs), (*decays, 5e-2)
     by_lr, by_decay = (ADAMW_LR, ADAMW_DECAY) if optimizer == "adamw" else (1.0, 1.0)
     return [
         replace(way, lr=by_lr * lr, weight_decay=by_decay * decay)
