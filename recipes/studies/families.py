@@ -1,4 +1,4 @@
-"""The methods of PLAN.md's part A, with the settings that each is tried with: as many trials for each."""
+"""The methods of PLAN.md's part A, and the settings that each is tried with, as many for each."""
 
 from __future__ import annotations
 
