@@ -24,7 +24,7 @@ from ._differentiable import (
 )
 from ._ops import register_fake
 
-SAVED = 3  # ABSGD_LOSS_SAVED
+SAVED = 4  # ABSGD_LOSS_SAVED
 
 
 def softmax_loss(
@@ -54,8 +54,7 @@ def softmax_loss(
     numbers = (scale, focal_gamma, label_smoothing)
     if target.is_floating_point():
         target = target.to(dtype)
-        is_composed = margin is not None or focal_gamma != 0.0
-        if is_composed or (target.requires_grad and torch.is_grad_enabled()):
+        if target.requires_grad and torch.is_grad_enabled():
             return _expected_loss(logits.to(dtype), target, weight, margin, offset, *numbers)
     return loss_of(
         (logits, target, weight, margin, offset, *numbers, ignore_index),

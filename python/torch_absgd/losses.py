@@ -103,8 +103,7 @@ class PerSampleLoss(ClassValues):
     def is_one_operator(self, input: Tensor, target: Tensor) -> bool:
         """Whether `forward` is the operator that takes `options`, and nothing after it."""
         reduces = self.per == "sample" and input.dim() > 2
-        composed = self.gamma != 0.0 or "margin" in self._buffers
-        return not reduces and not (composed and target.is_floating_point())
+        return not reduces
 
     def extra_repr(self) -> str:
         names = ("scale", "gamma", "label_smoothing", "ignore_index", "per")
