@@ -367,9 +367,10 @@ typedef struct absgd_softmax_loss {
  * class_loss_math.h. */
 #define ABSGD_LOSS_SAVED 4
 
-/* loss[i], of the arithmetic type, for samples [begin, end): logits are read once. Exactly one of
- * target ([samples]) and soft_target (laid out as the logits, of the arithmetic type) is not NULL,
- * else ABSGD_NULL_POINTER. Only the targets of [begin, end) are read, and checked. */
+/* loss[i], of the arithmetic type, for samples [begin, end): logits are read once, or twice with a
+ * soft target under margins or γ ≠ 0. Exactly one of target ([samples]) and soft_target (laid out
+ * as the logits, of the arithmetic type) is not NULL, else ABSGD_NULL_POINTER. Only the targets of
+ * [begin, end) are read, and checked. */
 ABSGD_API absgd_status absgd_softmax_loss_forward(absgd_dtype dtype, const absgd_softmax_loss *spec,
                                                   const void *logits, const int64_t *target,
                                                   const void *soft_target, void *loss, void *saved,

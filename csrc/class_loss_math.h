@@ -34,14 +34,14 @@ ABSGD_FN_OF_LOOPS REAL(class_result)
                      real gamma, real share_sum) {
     p = p < (real)0.75 ? p : (real)0.75;
     const real a = of.weight * q, u = 1 - p;
-    real total = 1, log_total = 0, own_nll = nll, own_p = p; /* D, log D; under its margin */
+    real rise = 1, log_total = 0, own_nll = nll, own_p = p, own_u = u; /* 1/D, log D */
     if (has_margin) {
-        total = 1 - p * of.lost;
-        log_total = LOG(total);
+        rise = 1 / (1 - p * of.lost);
+        log_total = LOG(1 - p * of.lost);
         own_nll = nll + (of.margin + log_total);
         own_p = p - p * of.lost;
+        own_u = u * rise;
     }
-    const real own_u = has_margin ? u / total : u;
     real focal = 1;
     if (focus == ABSGD_FOCUS_SQUARED) focal = own_u * own_u;
     if (focus == ABSGD_FOCUS) focal = EXP(gamma * LOG(own_u));
@@ -49,11 +49,11 @@ ABSGD_FN_OF_LOOPS REAL(class_result)
     r.loss = a * focal * own_nll;
     r.slope = a * focal;
     if (focus != ABSGD_NO_FOCUS) r.slope *= 1 + gamma * own_p * own_nll / u;
-    if (has_margin) r.slope /= total;
+    if (has_margin) r.slope *= rise;
     if (focus == ABSGD_NO_FOCUS) { /* else nothing is smoothed */
         const real smooth = share_sum * q;
         r.loss += of.share * (nll + q * of.margin) + smooth * log_total;
-        r.slope += of.share + smooth * (p * of.lost / total);
+        r.slope += of.share + smooth * (p * of.lost * rise);
     }
     return r;
 }

@@ -74,8 +74,8 @@ def _expected_loss(
     focal_gamma: float,
     label_smoothing: float,
 ) -> Tensor:
-    """The mean under y ~ q of the loss of class y, out of torch's own operators: for margins and γ,
-    which the kernel takes with class indices only, and for targets that are differentiated.
+    """The mean under y ~ q of the loss of class y, out of torch's own operators: for targets that
+    are differentiated, which the kernel holds constant.
 
     The largest class is left out of its own 1 − P, which then keeps its digits. A margin m_y on z_y
     alone turns log T, T being the sum over classes, into log T + shift_y.
