@@ -162,9 +162,8 @@ ABSGD_INLINE
             const int64_t at = REAL(first_logit)(spec, s) + c * spec->inner;
             REAL(positions_z)(dtype, call, at, c, n, z);
             for (int64_t p = 0; p < n; p++) q[p] = of->y[p] == c ? 0 : soft_target[at + p];
-            REAL(block_terms)
-            (spec, REAL(spec_of_class)(spec, c), z, q, n, max, log_total, all, of->a_dot,
-             of->a_sum);
+            REAL(block_terms)(spec, REAL(spec_of_class)(spec, c), z, q, n, max, log_total, all,
+                              of->a_dot, of->a_sum);
         }
         return;
     }
@@ -177,9 +176,8 @@ ABSGD_INLINE
             REAL(row_z)(dtype, call, at, c, width, z);
             memcpy(q, soft_target + at, (size_t)width * sizeof *q);
             if (0 <= top && top < width) q[top] = 0;
-            REAL(row_terms)
-            (spec, &tile, z, q, width, REAL(frame_of)(max[r], log_total[r]), all, &of->a_dot[r],
-             &of->a_sum[r]);
+            REAL(row_terms)(spec, &tile, z, q, width, REAL(frame_of)(max[r], log_total[r]), all,
+                            &of->a_dot[r], &of->a_sum[r]);
         }
     }
 }
@@ -236,9 +234,8 @@ ABSGD_INLINE void REAL(expected_gradient)(absgd_dtype dtype, const loss_call *ca
         for (int64_t c = 0; c < spec->classes; c++) {
             const int64_t at = REAL(first_logit)(spec, s) + c * spec->inner;
             REAL(positions_z)(dtype, call, at, c, n, z);
-            REAL(block_slopes)
-            (spec, REAL(spec_of_class)(spec, c), z, q + at, n, from.max, from.log_total, h, all,
-             others, at_target, factor);
+            REAL(block_slopes)(spec, REAL(spec_of_class)(spec, c), z, q + at, n, from.max,
+                               from.log_total, h, all, others, at_target, factor);
             REAL(store_all)(dtype, grad, at, n, z);
         }
         return;
@@ -251,8 +248,8 @@ ABSGD_INLINE void REAL(expected_gradient)(absgd_dtype dtype, const loss_call *ca
             const int64_t at = (s + r) * spec->classes + c;
             const REAL(sample_frame) frame = {from.max[r], from.log_total[r], h[r]};
             REAL(row_z)(dtype, call, at, c, width, z);
-            REAL(row_slopes)
-            (spec, &tile, z, q + at, width, frame, all, others[r], at_target[r], factor[r]);
+            REAL(row_slopes)(spec, &tile, z, q + at, width, frame, all, others[r], at_target[r],
+                             factor[r]);
             REAL(store_all)(dtype, grad, at, width, z);
         }
     }
