@@ -338,10 +338,11 @@ ABSGD_API absgd_status absgd_sgd_step(absgd_dtype dtype, const absgd_tensor *ten
  *
  *   integer target y:  weight_y·(1−ε)·(1−P_y)^γ·(−log P_y) + (ε/C)·Σ_c weight_c·(−log P_c)
  *   soft target q:     Σ_c weight_c·((1−ε)·q_c + ε/C)·(−log P_c)
+ *     under margins or γ ≠ 0:  Σ_y q_y·(the loss of y), with q that sums to 1 where ε ≠ 0
  *
  * cross-entropy: γ = 0; focal (Lin et al. 2017, Equation 4): γ = focal_gamma, ε = 0;
  * LDAM (Cao et al. 2019, Equations 11–13): margin and scale; logit adjustment (Menon et al. 2021,
- * Equation 10): offset. margin and focal_gamma need an integer target. */
+ * Equation 10): offset. */
 typedef struct absgd_softmax_loss {
     int64_t samples;        /* N·d1·d2… */
     int64_t classes;        /* C ≥ 1 */
@@ -356,16 +357,20 @@ typedef struct absgd_softmax_loss {
 } absgd_softmax_loss;
 
 /* What the backward pass needs beside the logits: this many values of the arithmetic type for each
- * sample, laid out [ABSGD_LOSS_SAVED][samples]. They are M = max z_c, and the two numbers in
+ * sample, laid out [ABSGD_LOSS_SAVED][samples]. They are M = max z_c, the two numbers in
  *
  *   ∂loss/∂z_c = saved_1·exp(z_c − M) − (ε/C)·weight_c  for c ≠ y,   ∂loss/∂z_y = saved_2
  *
- * (with a soft target: saved_1·exp(z_c − M) − weight_c·((1−ε)·q_c + ε/C) for every c). */
-#define ABSGD_LOSS_SAVED 3
+ * (with a soft target: saved_1·exp(z_c − M) − weight_c·((1−ε)·q_c + ε/C) for every c), and
+ * log Σ_c exp(z_c − M). With a soft target under margins or γ ≠ 0, z is without margins, M may be
+ * below the largest, saved_2 is that one's ∂loss/∂z, and what is taken from the others' is r_c of
+ * class_loss_math.h. */
+#define ABSGD_LOSS_SAVED 4
 
-/* loss[i], of the arithmetic type, for samples [begin, end): logits are read once. Exactly one of
- * target ([samples]) and soft_target (laid out as the logits, of the arithmetic type) is not NULL,
- * else ABSGD_NULL_POINTER. Only the targets of [begin, end) are read, and checked. */
+/* loss[i], of the arithmetic type, for samples [begin, end): logits are read once, or twice with a
+ * soft target under margins or γ ≠ 0. Exactly one of target ([samples]) and soft_target (laid out
+ * as the logits, of the arithmetic type) is not NULL, else ABSGD_NULL_POINTER. Only the targets of
+ * [begin, end) are read, and checked. */
 ABSGD_API absgd_status absgd_softmax_loss_forward(absgd_dtype dtype, const absgd_softmax_loss *spec,
                                                   const void *logits, const int64_t *target,
                                                   const void *soft_target, void *loss, void *saved,

@@ -245,6 +245,13 @@ ABSGD_FN double absgd_settle_batch(absgd_accumulation *acc, double lam, const ab
     return share * exp(exponent > ABSGD_FACTOR_LIMIT ? ABSGD_FACTOR_LIMIT : exponent);
 }
 
+/* What a focal loss's u^γ is, a constant in each call. */
+enum absgd_focus { ABSGD_NO_FOCUS, ABSGD_FOCUS_SQUARED, ABSGD_FOCUS }; /* γ = 0, γ = 2, any γ */
+
+ABSGD_FN enum absgd_focus absgd_focus_at(double gamma) {
+    return gamma == 0.0 ? ABSGD_NO_FOCUS : gamma == 2.0 ? ABSGD_FOCUS_SQUARED : ABSGD_FOCUS;
+}
+
 /* What g is multiplied by first. */
 ABSGD_FN double absgd_grad_factor(int maximize, double grad_scale) {
     return (maximize ? -1.0 : 1.0) / grad_scale;

@@ -76,8 +76,6 @@ static inline absgd_status absgd_check_softmax_loss(absgd_dtype dtype, const abs
     ABSGD_REQUIRE(o->label_smoothing >= 0.0 && o->label_smoothing <= 1.0,
                   ABSGD_INVALID_HYPERPARAMETER);
     ABSGD_REQUIRE(o->focal_gamma == 0.0 || o->label_smoothing == 0.0, ABSGD_INVALID_HYPERPARAMETER);
-    ABSGD_REQUIRE(!soft_target || (!o->margin && o->focal_gamma == 0.0),
-                  ABSGD_INVALID_HYPERPARAMETER);
     ABSGD_REQUIRE(begin == end || !target != !soft_target, ABSGD_NULL_POINTER);
     return ABSGD_OK;
 }

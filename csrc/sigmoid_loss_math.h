@@ -19,12 +19,9 @@
 #ifndef ABSGD_FOCUS_OF
 #define ABSGD_FOCUS_OF
 
-/* What u^γ is, a constant in each call. */
-enum absgd_focus { ABSGD_NO_FOCUS, ABSGD_FOCUS_SQUARED, ABSGD_FOCUS }; /* γ = 0, γ = 2, any γ */
-
 ABSGD_FN enum absgd_focus absgd_focus_of(const absgd_sigmoid_loss *spec) {
-    if (spec->focal_gamma == 0.0 && spec->alpha < 0.0) return ABSGD_NO_FOCUS;
-    return spec->focal_gamma == 2.0 ? ABSGD_FOCUS_SQUARED : ABSGD_FOCUS;
+    if (spec->focal_gamma == 0.0 && spec->alpha >= 0.0) return ABSGD_FOCUS; /* for α alone */
+    return absgd_focus_at(spec->focal_gamma);
 }
 
 #endif

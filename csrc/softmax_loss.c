@@ -7,10 +7,12 @@
  *
  * The classes of (N, C) logits lie side by side and fill the vector registers; of (N, C, inner)
  * logits the positions do, BLOCK at a time, and so do rows of few classes, transposed.
- * softmax_loss_real.h has both, once for each arithmetic type. */
+ * softmax_loss_real.h has both, once for each arithmetic type, and expected_loss_real.h what soft
+ * targets under margins or γ ≠ 0 take beside it: a second look at the classes in each pass. */
 #include "exp.h"
 #include "half.h"
 #include "kernels.h"
+#include "log_f32.h"
 
 #include <float.h>
 #include <string.h>
@@ -33,9 +35,11 @@ enum {
 #undef REAL
 #undef real
 
-/* Of a block's samples: M, S, z_y, Σ a_c and Σ a_c(M − z_c), as softmax_loss_math.h has them. */
+/* Of a block's samples: M, S, z_y, Σ a_c and Σ a_c(M − z_c), as softmax_loss_math.h has them; for
+ * an expected loss, y is the top class, and the last two come of its second look at the classes. */
 typedef struct sums {
     double max[BLOCK], sum[BLOCK], z_y[BLOCK], a_sum[BLOCK], a_dot[BLOCK];
+    int64_t y[BLOCK];
 } sums;
 
 /* The arguments of a call, as the functions below pass them on. */
@@ -50,6 +54,23 @@ typedef struct loss_call {
 static int spreads(const loss_call *call) {
     return call->soft_target || call->spec.label_smoothing != 0.0;
 }
+
+/* Whether the loss is the mean, under a soft target, of losses that differ by more than z. */
+static int is_expected(const loss_call *call) {
+    return call->soft_target && (call->spec.margin || call->spec.focal_gamma != 0.0);
+}
+
+/* Calls of a loop with what such losses have known to the compiler: margins, and what u^γ is. */
+#define EACH_KIND(loop, spec, ...)                                                                 \
+    if (!(spec)->margin && (spec)->focal_gamma == 2.0) {                                           \
+        loop(0, ABSGD_FOCUS_SQUARED, __VA_ARGS__);                                                 \
+    } else if (!(spec)->margin) {                                                                  \
+        loop(0, ABSGD_FOCUS, __VA_ARGS__);                                                         \
+    } else if ((spec)->focal_gamma == 0.0) {                                                       \
+        loop(1, ABSGD_NO_FOCUS, __VA_ARGS__);                                                      \
+    } else {                                                                                       \
+        loop(1, ABSGD_FOCUS, __VA_ARGS__);                                                         \
+    }
 
 /* Whether rows are so short that positions fill the registers better than classes do. */
 static int has_few_classes(const loss_call *call) {
@@ -74,6 +95,9 @@ static int64_t block_end(const absgd_softmax_loss *spec, int64_t s, int64_t end)
 #define real float
 #define REAL_LOWEST (-FLT_MAX)
 #define exp_nonpositive absgd_exp_nonpositive_f32
+#define EXP absgd_exp_nonpositive_f32
+#define LOG absgd_log_f32
+#include "class_loss_math.h"
 #include "softmax_loss_real.h"
 #undef REAL
 #undef real
@@ -84,6 +108,9 @@ static int64_t block_end(const absgd_softmax_loss *spec, int64_t s, int64_t end)
 #define real double
 #define REAL_LOWEST (-DBL_MAX)
 #define exp_nonpositive absgd_exp_nonpositive_f64
+#define EXP absgd_exp_nonpositive_f64
+#define LOG absgd_log_f64
+#include "class_loss_math.h"
 #include "softmax_loss_real.h"
 
 /* The dtype is a constant in each call, so that the loops hold one conversion and no switch. */

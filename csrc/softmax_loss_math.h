@@ -19,6 +19,7 @@
  * class is one of the others. */
 typedef struct REAL(result) {
     real loss, others, at_target;
+    real log_total; /* log T */
 } REAL(result);
 
 /* max, sum: M and S; a_sum, a_dot: Σ a_c and Σ a_c(M − z_c); weight: w_y(1−ε); a_y: the target's
@@ -37,14 +38,54 @@ ABSGD_FN_OF_LOOPS REAL(result) REAL(hard)(int is_focal, real max, real sum, real
     r.loss = weight * focal * nll + (a_dot + a_sum * log_total);
     r.others = slope / (sum > 0 ? sum : 1) + a_sum / total;
     r.at_target = a_sum * p - a_y - slope;
+    r.log_total = log_total;
     return r;
 }
 
 ABSGD_FN_OF_LOOPS REAL(result) REAL(soft)(real sum, real a_sum, real a_dot) {
     REAL(result) r;
     r.others = a_sum / sum;
-    r.loss = a_dot + a_sum * LOG1P(sum - 1);
+    r.log_total = LOG1P(sum - 1);
+    r.loss = a_dot + a_sum * r.log_total;
     r.at_target = 0;
+    return r;
+}
+
+/* ---- the mean under a soft target of the classes' own losses ----
+ *
+ * Where these differ by more than z, by margins m_c = scale·margin_c or by γ, each class is a sum's
+ * term of its own (class_loss_math.h), but for the largest of them, t: its 1 − P_t may be as small
+ * as it likes, so that it is taken as a hard target is. max and sum are M and S of the classes
+ * without t, all z being without margins. */
+typedef struct REAL(top) {
+    real z, q, margin; /* of t */
+    real weight;       /* w_t(1−ε) */
+    real share;        /* w_t·ε/C */
+} REAL(top);
+
+/* −log P_t */
+ABSGD_FN_OF_LOOPS real REAL(top_nll)(real z_t, real max, real sum) {
+    return LOG1P(sum * EXP(max - z_t));
+}
+
+/* loss_sum, slope_sum: Σ_c of the classes' terms, with q_t = 0; share_sum: Σ_c w_c·ε/C. The results
+ * are for M, which is about as large as max and z_t − m_t; at_target is t's. */
+ABSGD_FN_OF_LOOPS REAL(result)
+    REAL(expected)(int is_focal, real M, real max, real sum, REAL(top) t, real gamma,
+                   real share_sum, real loss_sum, real slope_sum) {
+    const real nll = REAL(top_nll)(t.z, max, sum), above = t.z - M; /* z_t lies above M */
+    const real rest = max - t.z, own = -t.margin, own_max = rest > own ? rest : own;
+    REAL(result)
+    r = REAL(hard)(is_focal, own_max, sum * EXP(rest - own_max), own, t.weight * t.q, gamma, 0, 0,
+                   0);
+    const real own_total = own_max + r.log_total; /* log Σ_c exp(z_c − z_t) with t's margin */
+    const real h = EXP(-(above + nll)), p = EXP(-nll);
+    const real own_h = EXP(-(above + own_total)), own_p = EXP(own - own_total);
+    const real smooth = share_sum * t.q;
+    r.loss += loss_sum + t.q * t.share * t.margin + smooth * (own_total - nll);
+    r.others = r.others * EXP(-(above + own_max)) + h * slope_sum + smooth * (own_h - h);
+    r.at_target += p * slope_sum - t.share + smooth * (own_p - p);
+    r.log_total = above + nll;
     return r;
 }
 

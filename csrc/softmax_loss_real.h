@@ -1,56 +1,7 @@
 /* The loops of softmax_loss.c, included there once for each arithmetic type `real`. Every function
  * that takes a dtype is inlined into a call that has it constant. */
 
-#include "load_store_real.h"
-
-/* [C] or one value for every class */
-ABSGD_INLINE real REAL(of_class)(const void *values, int64_t c, real otherwise) {
-    return values ? ((const real *)values)[c] : otherwise;
-}
-
-/* z_y, whose logit is at index i */
-ABSGD_INLINE real REAL(target_z)(absgd_dtype dtype, const loss_call *call, int64_t i, int64_t y) {
-    const absgd_softmax_loss *spec = &call->spec;
-    real x = REAL(load)(dtype, call->logits, i) - REAL(of_class)(spec->margin, y, 0);
-    return ABSGD_FMA((real)spec->scale, x, REAL(of_class)(spec->offset, y, 0));
-}
-
-/* z_c of n classes from c on, side by side from index `at` on */
-ABSGD_INLINE void REAL(row_z)(absgd_dtype dtype, const loss_call *call, int64_t at, int64_t c,
-                              int64_t n, real *restrict z) {
-    const real scale = (real)call->spec.scale;
-    const real *offset = call->spec.offset;
-    if (offset) {
-        offset += c;
-        ABSGD_SIMD
-        for (int64_t i = 0; i < n; i++) {
-            z[i] = ABSGD_FMA(scale, REAL(load)(dtype, call->logits, at + i), offset[i]);
-        }
-    } else {
-        ABSGD_SIMD
-        for (int64_t i = 0; i < n; i++) z[i] = scale * REAL(load)(dtype, call->logits, at + i);
-    }
-}
-
-/* a_c of the same classes */
-ABSGD_INLINE void REAL(row_a)(const loss_call *call, int64_t at, int64_t c, int64_t n,
-                              real *restrict a) {
-    const absgd_softmax_loss *spec = &call->spec;
-    const real share = (real)(spec->label_smoothing / (double)spec->classes);
-    const real kept = (real)(1.0 - spec->label_smoothing);
-    const real *q = call->soft_target, *weight = spec->weight;
-    if (q) {
-        ABSGD_SIMD
-        for (int64_t i = 0; i < n; i++) a[i] = ABSGD_FMA(kept, q[at + i], share);
-    } else {
-        ABSGD_SIMD
-        for (int64_t i = 0; i < n; i++) a[i] = share;
-    }
-    if (weight) {
-        ABSGD_SIMD
-        for (int64_t i = 0; i < n; i++) a[i] *= weight[c + i];
-    }
-}
+#include "softmax_classes_real.h"
 
 /* ---- rows: (N, C) ---- */
 
@@ -94,6 +45,21 @@ static ABSGD_NOINLINE void REAL(weighted_sums)(const real *a, const real *z, int
     *a_dot += dot;
 }
 
+/* Takes the largest of z, at class c and on, for the top's, and puts the last top in its place. */
+static ABSGD_NOINLINE void REAL(take_top)(real *z, int64_t n, int64_t c, real *top, int64_t *y) {
+    const real max = REAL(max_of)(z, n, *top);
+    if (!(max > *top)) return;
+    int32_t at = TILE;
+#pragma omp simd reduction(min : at)
+    for (int32_t i = 0; i < (int32_t)n; i++) {
+        const int32_t here = z[i] == max ? i : TILE;
+        at = here < at ? here : at;
+    }
+    z[at] = *top;
+    *top = max;
+    *y = c + at;
+}
+
 /* The sums of samples s … s+n−1, n ≤ ROWS, as the entries from b on. Several rows go through each
  * loop before the next: the loops of one row wait for each other's results, those of several do
  * not. Ignored samples are summed along, and left out by the caller. */
@@ -104,9 +70,8 @@ ABSGD_INLINE void REAL(rows_sums)(absgd_dtype dtype, const loss_call *call, int6
     int64_t y[ROWS];
     for (int64_t r = 0; r < n; r++) {
         y[r] = call->target && !is_ignored(call, s + r) ? call->target[s + r] : -1;
-        z_y[r] = y[r] < 0 ? 0 : REAL(target_z)(dtype, call, (s + r) * classes + y[r], y[r]);
-        max[r] = y[r] >= 0 && z_y[r] > REAL_LOWEST ? z_y[r] : REAL_LOWEST;
-        out->z_y[b + r] = z_y[r];
+        z_y[r] = y[r] < 0 ? -INFINITY : REAL(target_z)(dtype, call, (s + r) * classes + y[r], y[r]);
+        max[r] = z_y[r] > REAL_LOWEST ? z_y[r] : REAL_LOWEST;
         out->sum[b + r] = out->a_sum[b + r] = out->a_dot[b + r] = 0.0;
     }
     for (int64_t c = 0; c < classes; c += TILE) {
@@ -115,7 +80,11 @@ ABSGD_INLINE void REAL(rows_sums)(absgd_dtype dtype, const loss_call *call, int6
         for (int64_t r = 0; r < n; r++) {
             REAL(row_z)(dtype, call, (s + r) * classes + c, c, width, z[r]);
             for (int64_t i = width; i < padded; i++) z[r][i] = -INFINITY;
-            if (c <= y[r] && y[r] < c + width) z[r][y[r] - c] = -INFINITY; /* it is not in S */
+            if (is_expected(call)) {
+                REAL(take_top)(z[r], padded, c, &z_y[r], &y[r]);
+            } else if (c <= y[r] && y[r] < c + width) {
+                z[r][y[r] - c] = -INFINITY; /* it is not in S */
+            }
         }
         for (int64_t r = 0; r < n; r++) {
             const real tile_max = REAL(max_of)(z[r], padded, max[r]);
@@ -129,13 +98,17 @@ ABSGD_INLINE void REAL(rows_sums)(absgd_dtype dtype, const loss_call *call, int6
         for (int64_t r = 0; r < n; r++) {
             out->sum[b + r] += (double)REAL(exp_sum)(z[r], padded, max[r]);
         }
-        for (int64_t r = 0; spreads(call) && r < n; r++) {
+        for (int64_t r = 0; spreads(call) && !is_expected(call) && r < n; r++) {
             if (c <= y[r] && y[r] < c + width) z[r][y[r] - c] = z_y[r];
             REAL(row_a)(call, (s + r) * classes + c, c, width, a);
             REAL(weighted_sums)(a, z[r], width, max[r], &out->a_sum[b + r], &out->a_dot[b + r]);
         }
     }
-    for (int64_t r = 0; r < n; r++) out->max[b + r] = max[r];
+    for (int64_t r = 0; r < n; r++) {
+        out->max[b + r] = max[r];
+        out->z_y[b + r] = z_y[r];
+        out->y[b + r] = y[r];
+    }
 }
 
 /* ∂L/∂x of one row: others, at_target and a_factor have the factor grad_loss·scale. */
@@ -171,49 +144,16 @@ ABSGD_INLINE void REAL(row_zeros)(absgd_dtype dtype, const loss_call *call, int6
 
 /* ---- blocks of positions: (N, C, inner) ---- */
 
-/* The index of class 0's logit of sample s; class c's is c·inner further. */
-ABSGD_INLINE int64_t REAL(first_logit)(const absgd_softmax_loss *spec, int64_t s) {
-    return s / spec->inner * spec->inner * spec->classes + s % spec->inner;
-}
-
-/* a_c of n positions from index `at` on */
-ABSGD_INLINE void REAL(block_a)(const loss_call *call, int64_t at, int64_t c, int64_t n,
-                                real *restrict a) {
-    const absgd_softmax_loss *spec = &call->spec;
-    const real weight = REAL(of_class)(spec->weight, c, 1);
-    const real share = (real)(spec->label_smoothing / (double)spec->classes);
-    const real kept = (real)(1.0 - spec->label_smoothing);
-    const real *q = call->soft_target;
-    if (q) {
+/* take_top of each of n positions, for `rows` classes from c on */
+ABSGD_INLINE void REAL(take_tops)(real z[BLOCK_CLASSES][BLOCK], int64_t rows, int64_t n, int64_t c,
+                                  real *restrict top, int64_t *restrict y) {
+    for (int64_t k = 0; k < rows; k++) {
         ABSGD_SIMD
-        for (int64_t p = 0; p < n; p++) a[p] = weight * ABSGD_FMA(kept, q[at + p], share);
-    } else {
-        ABSGD_SIMD
-        for (int64_t p = 0; p < n; p++) a[p] = weight * share;
-    }
-}
-
-/* z of `rows` classes from c on, of n positions from s on. Rows of logits are transposed. */
-ABSGD_INLINE void REAL(block_z)(absgd_dtype dtype, const loss_call *call, int64_t s, int64_t n,
-                                int64_t c, int64_t rows, real z[BLOCK_CLASSES][BLOCK]) {
-    const absgd_softmax_loss *spec = &call->spec;
-    const real scale = (real)spec->scale;
-    if (spec->inner > 1) {
-        for (int64_t k = 0; k < rows; k++) {
-            const int64_t at = REAL(first_logit)(spec, s) + (c + k) * spec->inner;
-            const real offset = REAL(of_class)(spec->offset, c + k, 0);
-            ABSGD_SIMD
-            for (int64_t p = 0; p < n; p++) {
-                z[k][p] = ABSGD_FMA(scale, REAL(load)(dtype, call->logits, at + p), offset);
-            }
-        }
-        return;
-    }
-    for (int64_t p = 0; p < n; p++) {
-        const int64_t at = (s + p) * spec->classes + c;
-        for (int64_t k = 0; k < rows; k++) {
-            const real offset = REAL(of_class)(spec->offset, c + k, 0);
-            z[k][p] = ABSGD_FMA(scale, REAL(load)(dtype, call->logits, at + k), offset);
+        for (int64_t p = 0; p < n; p++) {
+            const real last = top[p], x = z[k][p];
+            top[p] = x > last ? x : last;
+            z[k][p] = x > last ? last : x;
+            y[p] = x > last ? c + k : y[p];
         }
     }
 }
@@ -228,16 +168,17 @@ ABSGD_INLINE void REAL(block_sums)(absgd_dtype dtype, const loss_call *call, int
     int64_t y[BLOCK];
     for (int64_t p = 0; p < n; p++) {
         y[p] = call->target && !is_ignored(call, s + p) ? call->target[s + p] : -1;
-        z_y[p] = y[p] < 0 ? 0 : REAL(target_z)(dtype, call, first + y[p] * inner + p * step, y[p]);
-        out->z_y[p] = z_y[p];
+        z_y[p] = y[p] < 0 ? -INFINITY
+                          : REAL(target_z)(dtype, call, first + y[p] * inner + p * step, y[p]);
         max[p] = REAL_LOWEST;
         out->sum[p] = out->a_sum[p] = out->a_dot[p] = 0.0;
     }
     for (int64_t c = 0; c < spec->classes; c += BLOCK_CLASSES) {
         const int64_t rest = spec->classes - c, rows = rest < BLOCK_CLASSES ? rest : BLOCK_CLASSES;
         REAL(block_z)(dtype, call, s, n, c, rows, z);
+        if (is_expected(call)) REAL(take_tops)(z, rows, n, c, z_y, y);
         for (int64_t p = 0; p < n; p++) {
-            if (c <= y[p] && y[p] < c + rows) z[y[p] - c][p] = z_y[p];
+            if (!is_expected(call) && c <= y[p] && y[p] < c + rows) z[y[p] - c][p] = z_y[p];
             tile_max[p] = max[p];
         }
         for (int64_t k = 0; k < rows; k++) {
@@ -255,7 +196,7 @@ ABSGD_INLINE void REAL(block_sums)(absgd_dtype dtype, const loss_call *call, int
             }
         }
         memcpy(max, tile_max, (size_t)n * sizeof *max);
-        for (int64_t k = 0; spreads(call) && k < rows; k++) {
+        for (int64_t k = 0; spreads(call) && !is_expected(call) && k < rows; k++) {
             REAL(block_a)(call, first + (c + k) * inner, c + k, n, a);
             ABSGD_SIMD
             for (int64_t p = 0; p < n; p++) {
@@ -264,7 +205,7 @@ ABSGD_INLINE void REAL(block_sums)(absgd_dtype dtype, const loss_call *call, int
             }
         }
         for (int64_t p = 0; p < n; p++) {
-            if (c <= y[p] && y[p] < c + rows) z[y[p] - c][p] = -INFINITY;
+            if (!is_expected(call) && c <= y[p] && y[p] < c + rows) z[y[p] - c][p] = -INFINITY;
             tile[p] = 0;
         }
         for (int64_t k = 0; k < rows; k++) {
@@ -274,7 +215,11 @@ ABSGD_INLINE void REAL(block_sums)(absgd_dtype dtype, const loss_call *call, int
         ABSGD_SIMD
         for (int64_t p = 0; p < n; p++) out->sum[p] += (double)tile[p];
     }
-    for (int64_t p = 0; p < n; p++) out->max[p] = max[p];
+    for (int64_t p = 0; p < n; p++) {
+        out->max[p] = max[p];
+        out->z_y[p] = z_y[p];
+        out->y[p] = y[p];
+    }
 }
 
 /* As row_gradient, for samples s … s+n−1; others is 0 for ignored ones, whatever their logits. */
@@ -309,10 +254,20 @@ ABSGD_INLINE void REAL(block_gradient)(absgd_dtype dtype, const loss_call *call,
 
 /* ---- the passes ---- */
 
-/* Where the results of a block's samples go: loss, and saved = [M, others, at_target]. */
+/* Where the results of a block's samples go: loss, and saved = [M, others, at_target, log T]. */
 typedef struct REAL(results) {
-    real *loss, *max, *others, *at_target;
+    real *loss, *max, *others, *at_target, *log_total;
 } REAL(results);
+
+ABSGD_INLINE REAL(results)
+    REAL(results_at)(const loss_call *call, int64_t s, void *loss, void *saved) {
+    const int64_t samples = call->spec.samples;
+    real *first = (real *)saved + s;
+    REAL(results)
+    to = {loss ? (real *)loss + s : NULL, first, first + samples, first + 2 * samples,
+          first + 3 * samples};
+    return to;
+}
 
 /* weight[p]: w_y, 0 where ignored */
 ABSGD_INLINE void REAL(finish_hard)(const absgd_softmax_loss *spec, int is_focal, const sums *of,
@@ -328,6 +283,7 @@ ABSGD_INLINE void REAL(finish_hard)(const absgd_softmax_loss *spec, int is_focal
         to.max[p] = (real)of->max[p];
         to.others[p] = (real)r.others;
         to.at_target[p] = (real)r.at_target;
+        to.log_total[p] = (real)r.log_total;
     }
 }
 
@@ -339,15 +295,15 @@ ABSGD_INLINE void REAL(finish_soft)(const sums *of, int64_t n, REAL(results) to)
         to.max[p] = (real)of->max[p];
         to.others[p] = (real)r.others;
         to.at_target[p] = (real)r.at_target;
+        to.log_total[p] = (real)r.log_total;
     }
 }
 
 /* The results of samples s … s+n−1 from their sums. */
 static ABSGD_NOINLINE void REAL(finish)(const loss_call *call, const sums *of, int64_t s, int64_t n,
-                                        real *loss, real *saved) {
+                                        void *loss, void *saved) {
     const absgd_softmax_loss *spec = &call->spec;
-    const REAL(results)
-        to = {loss + s, saved + s, saved + spec->samples + s, saved + 2 * spec->samples + s};
+    const REAL(results) to = REAL(results_at)(call, s, loss, saved);
     if (call->soft_target) {
         REAL(finish_soft)(of, n, to);
         return;
@@ -363,9 +319,12 @@ static ABSGD_NOINLINE void REAL(finish)(const loss_call *call, const sums *of, i
         REAL(finish_hard)(spec, 0, of, weight, n, to);
     }
     for (int64_t p = 0; p < n; p++) {
-        if (is_ignored(call, s + p)) to.loss[p] = to.max[p] = to.others[p] = to.at_target[p] = 0;
+        if (!is_ignored(call, s + p)) continue;
+        to.loss[p] = to.max[p] = to.others[p] = to.at_target[p] = to.log_total[p] = 0;
     }
 }
+
+#include "expected_loss_real.h"
 
 ABSGD_INLINE void REAL(forward)(absgd_dtype dtype, const loss_call *call, void *loss, void *saved,
                                 int64_t begin, int64_t end) {
@@ -379,7 +338,11 @@ ABSGD_INLINE void REAL(forward)(absgd_dtype dtype, const loss_call *call, void *
                 REAL(rows_sums)(dtype, call, i, next - i < ROWS ? next - i : ROWS, &of, i - s);
             }
         }
-        REAL(finish)(call, &of, s, next - s, loss, saved);
+        if (is_expected(call)) {
+            REAL(expected_finish)(dtype, call, &of, s, next - s, loss, saved);
+        } else {
+            REAL(finish)(call, &of, s, next - s, loss, saved);
+        }
     }
 }
 
@@ -396,6 +359,10 @@ ABSGD_INLINE void REAL(backward)(absgd_dtype dtype, const loss_call *call, const
             factor[p] = is_ignored(call, s + p) ? 0 : upstream[s + p] * scale;
             factor_others[p] = is_ignored(call, s + p) ? 0 : factor[p] * others[s + p];
             factor_at_target[p] = factor[p] * at_target[s + p];
+        }
+        if (is_expected(call)) {
+            REAL(expected_gradient)(dtype, call, s, n, saved, factor, grad_logits);
+            continue;
         }
         if (call->spec.inner > 1) {
             REAL(block_gradient)(dtype, call, s, n, max + s, factor_others, factor_at_target,

@@ -1,5 +1,5 @@
-/* Launchers of softmax_loss.cuh. */
-#include "softmax_loss.cuh"
+/* Launchers of softmax_loss.cuh and expected_loss.cuh. */
+#include "expected_loss.cuh"
 
 #include "checks.h"
 
@@ -26,6 +26,12 @@ absgd_status absgd_softmax_loss_forward_cuda(absgd_dtype dtype, const absgd_soft
         const auto call = loss_call_of<S>(*spec, logits, target, soft_target, THREADS);
         constexpr int V = PER_16_BYTES<S>;
         const bool wide = is_wide(*spec, call.logits, call.logits), plain = call.is_plain();
+        if (call.is_expected()) {
+            const auto kernel =
+                wide ? expected_forward_kernel<V, S> : expected_forward_kernel<1, S>;
+            return launch(kernel, shape_for(call), stream, call, absgd_focus_at(spec->focal_gamma),
+                          static_cast<A *>(loss), static_cast<A *>(saved));
+        }
         const auto kernel =
             wide ? (plain ? loss_forward_kernel<true, V, S> : loss_forward_kernel<false, V, S>)
                  : (plain ? loss_forward_kernel<true, 1, S> : loss_forward_kernel<false, 1, S>);
@@ -52,6 +58,12 @@ absgd_status absgd_softmax_loss_backward_cuda(absgd_dtype dtype, const absgd_sof
         S *grad = static_cast<S *>(grad_logits);
         constexpr int V = PER_16_BYTES<S>;
         const bool wide = is_wide<S>(*spec, call.logits, grad), plain = call.is_plain();
+        if (call.is_expected()) {
+            const auto kernel =
+                wide ? expected_backward_kernel<V, S> : expected_backward_kernel<1, S>;
+            return launch(kernel, shape_for(call), stream, call, absgd_focus_at(spec->focal_gamma),
+                          static_cast<const A *>(saved), static_cast<const A *>(grad_loss), grad);
+        }
         const auto kernel =
             wide ? (plain ? loss_backward_kernel<true, V, S> : loss_backward_kernel<false, V, S>)
                  : (plain ? loss_backward_kernel<true, 1, S> : loss_backward_kernel<false, 1, S>);

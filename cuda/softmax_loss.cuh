@@ -101,6 +101,8 @@ template <class S> struct loss_call {
 
     __host__ __device__ bool spreads() const { return soft_target || share != 0; }
     bool is_plain() const { return !offset && !spreads(); }
+    /* the mean, under a soft target, of losses that differ by more than z: expected_loss.cuh */
+    bool is_expected() const { return soft_target && (margin || gamma != 0); }
 
     /* The index of class 0's logit; class c's is c·inner further. */
     __device__ int64_t first_logit(int64_t sample) const {
@@ -264,25 +266,19 @@ __device__ class_sums<A> lane_sums(const loss_call<S> &call, int64_t first, int 
     return of;
 }
 
-/* Loss and saved = [M, others, at_target] of a sample, from its sums. */
+/* Loss and saved = [M, others, at_target, log T] of a sample, from its sums. */
 template <class S, class A>
 __device__ void finish(const loss_call<S> &call, const class_sums<A> &of, int64_t sample, int y,
                        A z_y, A *loss, A *saved) {
-    A *max = saved + sample, *others = max + call.samples, *at_target = others + call.samples;
-    *max = of.max;
-    if (call.soft_target) {
-        const auto r = soft_loss(of.sum, of.a_sum, of.a_dot);
+    const auto keep = [&](const auto &r) {
         loss[sample] = r.loss;
-        *others = r.others;
-        *at_target = 0;
-        return;
-    }
+        const A kept[ABSGD_LOSS_SAVED] = {of.max, r.others, r.at_target, r.log_total};
+        for (int k = 0; k < ABSGD_LOSS_SAVED; k++) saved[k * call.samples + sample] = kept[k];
+    };
+    if (call.soft_target) return keep(soft_loss(of.sum, of.a_sum, of.a_dot));
     const A weight = call.weight_of(y);
-    const auto r = hard_loss(of.max, of.sum, z_y, weight * call.kept, call.gamma,
-                             weight * call.share, of.a_sum, of.a_dot);
-    loss[sample] = r.loss;
-    *others = r.others;
-    *at_target = r.at_target;
+    keep(hard_loss(of.max, of.sum, z_y, weight * call.kept, call.gamma, weight * call.share,
+                   of.a_sum, of.a_dot));
 }
 
 /* The same for a sample without a usable target: 0 if it is ignored, NaN if it is out of range. */
@@ -290,7 +286,7 @@ template <class S, class A>
 __device__ void finish_without(const loss_call<S> &call, int64_t sample, A value, A *loss,
                                A *saved) {
     loss[sample] = value;
-    for (int k = 0; k < 3; k++) saved[k * call.samples + sample] = value;
+    for (int k = 0; k < ABSGD_LOSS_SAVED; k++) saved[k * call.samples + sample] = value;
 }
 
 template <bool PLAIN, int V, class S, class A = typename arithmetic<S>::type>

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -32,6 +34,9 @@ def reference(
     """The formula at the head of absgd.h's section, written with torch's log_softmax."""
     dim = min(logits.dim() - 1, 1)
     classes = logits.shape[dim]
+    if target.is_floating_point() and (margin is not None or focal_gamma):
+        options = (weight, margin, offset, scale, focal_gamma, label_smoothing)
+        return expected_reference(logits, target, dim, options)
     view = [-1 if d == dim else 1 for d in range(logits.dim())]
     w = (torch.ones(classes) if weight is None else weight).to(logits).view(view)
     z = logits
@@ -54,6 +59,18 @@ def reference(
     if focal_gamma:
         loss = w_y * (1 - (-nll_y).exp()) ** focal_gamma * nll_y
     return loss.masked_fill(target == IGNORED, 0)
+
+
+def expected_reference(logits: Tensor, q: Tensor, dim: int, options: tuple[Any, ...]) -> Tensor:
+    """Σ_y q_y·(loss of class y), every y of every sample in one batch."""
+    classes = logits.shape[dim]
+    shape = [*logits.shape[:dim], *logits.shape[dim + 1 :]]
+    labels = torch.arange(classes).view(-1, *[1] * len(shape)).expand(classes, *shape)
+    batch = logits.expand(classes, *logits.shape)
+    if dim:
+        batch, labels = batch.flatten(0, 1), labels.flatten(0, 1)
+    losses = reference(batch, labels, *options).view(classes, *shape)
+    return (q.to(logits).movedim(dim, 0) * losses).sum(0)
 
 
 def per_class(shape: tuple[int, ...]) -> int:

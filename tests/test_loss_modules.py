@@ -207,7 +207,6 @@ BAD_OPERATOR_CALLS = [
     ({"margin": torch.ones(3).double()}, "margin must be "),
     ({"scale": 0.0}, "a hyper-parameter is outside its range"),
     ({"focal_gamma": 1.0, "label_smoothing": 0.1}, "a hyper-parameter is outside its range"),
-    ({"target": torch.rand(2, 3), "margin": torch.ones(3)}, "a hyper-parameter is outside"),
     ({"target": torch.tensor([0, 7])}, r"target must be in \[0, 3\) or ignore_index = -100, got 7"),
 ]
 
@@ -228,13 +227,13 @@ def test_the_operators_check_for_themselves(change: dict[str, Any], message: str
         torch.ops.absgd.softmax_loss(**arguments)
     with pytest.raises(RuntimeError, match=message):
         torch.ops.absgd.softmax_loss_backward(
-            grad_loss=torch.ones(2), saved=torch.zeros(3, 2), **arguments
+            grad_loss=torch.ones(2), saved=torch.zeros(4, 2), **arguments
         )
     if change == {"scale": 0.0}:
         arguments = {"logits": IN, "target": OUT, **options}
         with pytest.raises(RuntimeError, match=r"grad_loss must be 2 value\(s\) of "):
             torch.ops.absgd.softmax_loss_backward(
-                grad_loss=torch.ones(3), saved=torch.zeros(3, 2), **arguments
+                grad_loss=torch.ones(3), saved=torch.zeros(4, 2), **arguments
             )
         with pytest.raises(RuntimeError, match="saved must be what"):
             torch.ops.absgd.softmax_loss_backward(
@@ -246,20 +245,21 @@ def test_the_operators_check_for_themselves(change: dict[str, Any], message: str
 
 
 @pytest.mark.parametrize(
-    ("shape", "soft", "dtype"),
+    ("shape", "soft", "margins", "dtype"),
     [
-        ((4, 3), False, torch.float32),
-        ((4, 3), True, torch.float64),
-        ((2, 3, 5), False, torch.bfloat16),
-        ((3,), False, torch.float32),
+        ((4, 3), False, True, torch.float32),
+        ((4, 3), True, False, torch.float64),
+        ((4, 3), True, True, torch.float32),
+        ((2, 3, 5), False, True, torch.bfloat16),
+        ((3,), False, True, torch.float32),
     ],
 )
-def test_opcheck(shape: tuple[int, ...], soft: bool, dtype: torch.dtype) -> None:
+def test_opcheck(shape: tuple[int, ...], soft: bool, margins: bool, dtype: torch.dtype) -> None:
     arithmetic = torch.float64 if dtype is torch.float64 else torch.float32
     classes = per_class(shape)
     target = probabilities(shape, arithmetic) if soft else indices(shape)
     weight, offset = torch.rand(2, classes, dtype=arithmetic)
-    margin = None if soft else torch.rand(classes, dtype=arithmetic)
+    margin = torch.rand(classes, dtype=arithmetic) if margins else None
     options = (weight, margin, offset, 2.0, 0.0, 0.1, IGNORED)
     logits = torch.randn(shape, dtype=dtype, requires_grad=True)
     torch.library.opcheck(torch.ops.absgd.softmax_loss, (logits, target, *options))

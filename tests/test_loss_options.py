@@ -153,6 +153,31 @@ def test_extreme_logits_with_soft_targets(name: str) -> None:
         assert grad.isfinite().all()
 
 
+@pytest.mark.parametrize(
+    ("row", "options"),
+    [
+        ([30.0, 0.0, -1.0], {"focal_gamma": 2.0}),
+        ([30.0, 0.0, -1.0], {"focal_gamma": 1.5, "margin": torch.tensor([0.5, 0.1, 0.2])}),
+        ([30.0, 0.0, -1.0], {"margin": torch.tensor([0.5, 0.1, 0.2])}),
+        # far above the others, and by its own margin of 150 far below: exp(−120) is 0 in float32
+        ([0.4, 0.0, -0.1], {"margin": torch.tensor([0.5, 0.1, 0.2]), "scale": 300.0}),
+    ],
+)
+def test_a_sure_class_keeps_its_digits(row: list[float], options: dict[str, Any]) -> None:
+    """A soft target of one class is that class, also where 1 − P is 1e-13 or less."""
+    for shape in ((1, 3), (1, 3, 2)):
+        logits = torch.tensor(row).view(1, 3, *[1] * (len(shape) - 2)).expand(shape)
+        logits = logits.clone().requires_grad_()
+        exact = logits.detach().double().requires_grad_()
+        labels = torch.zeros((1, *shape[2:]), dtype=torch.int64)
+        losses = softmax_loss(logits, F.one_hot(labels, 3).movedim(-1, 1).float(), **options)
+        expected = softmax_loss(exact, labels, **options)
+        losses.sum().backward()
+        expected.sum().backward()
+        torch.testing.assert_close(losses.double(), expected, rtol=3e-5, atol=0)
+        torch.testing.assert_close(logits.grad.double(), exact.grad, rtol=3e-5, atol=0)
+
+
 def test_gradient_of_differentiated_soft_targets() -> None:
     for options in SOFT_OPTIONS.values():
         chosen = drawn(options, 4)

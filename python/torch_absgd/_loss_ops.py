@@ -24,7 +24,7 @@ from ._differentiable import (
 )
 from ._ops import register_fake
 
-SAVED = 3  # ABSGD_LOSS_SAVED
+SAVED = 4  # ABSGD_LOSS_SAVED
 
 
 def softmax_loss(
@@ -54,8 +54,7 @@ def softmax_loss(
     numbers = (scale, focal_gamma, label_smoothing)
     if target.is_floating_point():
         target = target.to(dtype)
-        is_composed = margin is not None or focal_gamma != 0.0
-        if is_composed or (target.requires_grad and torch.is_grad_enabled()):
+        if target.requires_grad and torch.is_grad_enabled():
             return _expected_loss(logits.to(dtype), target, weight, margin, offset, *numbers)
     return loss_of(
         (logits, target, weight, margin, offset, *numbers, ignore_index),
@@ -75,8 +74,8 @@ def _expected_loss(
     focal_gamma: float,
     label_smoothing: float,
 ) -> Tensor:
-    """The mean under y ~ q of the loss of class y, out of torch's own operators: for margins and γ,
-    which the kernel takes with class indices only, and for targets that are differentiated.
+    """The mean under y ~ q of the loss of class y, out of torch's own operators: for targets that
+    are differentiated, which the kernel holds constant.
 
     The largest class is left out of its own 1 − P, which then keeps its digits. A margin m_y on z_y
     alone turns log T, T being the sum over classes, into log T + shift_y.

@@ -1,9 +1,9 @@
 """Fused per-sample classification losses, for `ABSGD.weigh` and `AttentionalLoss`.
 
 Each returns one loss an element of the target; there is no ``reduction``. Forward reads the logits
-once, backward reads them once and writes their gradient: no other tensor of their size is made (but
-for class probabilities in focal and LDAM, which torch's own operators compute). The formula of them
-all stands in ``csrc/absgd.h``.
+once (twice for class probabilities in focal and LDAM), backward reads them once and writes their
+gradient: no other tensor of their size is made, unless probabilities are differentiated as well.
+The formula of them all stands in ``csrc/absgd.h``.
 """
 
 from __future__ import annotations
@@ -102,9 +102,7 @@ class PerSampleLoss(ClassValues):
 
     def is_one_operator(self, input: Tensor, target: Tensor) -> bool:
         """Whether `forward` is the operator that takes `options`, and nothing after it."""
-        reduces = self.per == "sample" and input.dim() > 2
-        composed = self.gamma != 0.0 or "margin" in self._buffers
-        return not reduces and not (composed and target.is_floating_point())
+        return self.per == "element" or input.dim() <= 2
 
     def extra_repr(self) -> str:
         names = ("scale", "gamma", "label_smoothing", "ignore_index", "per")
@@ -167,8 +165,7 @@ class PerSampleFocal(PerSampleLoss):
     Lin et al.: Focal Loss for Dense Object Detection. ICCV 2017, Equation 4, over the softmax.
 
     With class probabilities q: −Σ_c q_c·w_c·(1 − P_c)^γ·log P_c, the mean of the loss under q,
-    which for mixup is the same mixture of the two labels' losses. It is made of torch's own
-    operators, at several times the cost of class indices.
+    which for mixup is the same mixture of the two labels' losses.
 
     Args:
         gamma: γ ≥ 0; 0 is cross-entropy.
@@ -202,8 +199,7 @@ class PerSampleLDAM(PerSampleLoss):
     With class probabilities q: Σ_y q_y·(the loss of class y, with y's margin on x_y alone), the
     mean of the loss under q, which for mixup is the same mixture of the two labels' losses: each
     class keeps its own margin, where a margin averaged over q would shift rare and frequent
-    classes alike. It is made of torch's own operators, at several times the cost of class indices;
-    q sums to 1.
+    classes alike. With label smoothing, q sums to 1.
 
     Args:
         class_counts: n_j > 0, the training samples of each class; any sequence, array or tensor.

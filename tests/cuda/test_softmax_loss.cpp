@@ -42,7 +42,7 @@ std::vector<double> positive(size_t n, unsigned seed) {
 
 /* The losses of the package, each a variant of one problem. */
 std::vector<Problem> variants(const Problem &p) {
-    std::vector<Problem> all(7, p);
+    std::vector<Problem> all(10, p);
     all[1].weight = positive(p.classes, 5);
     all[1].label_smoothing = 0.1;
     all[2].focal_gamma = 2.0;
@@ -58,6 +58,18 @@ std::vector<Problem> variants(const Problem &p) {
     all[6].label_smoothing = 0.3;
     all[6].weight = positive(p.classes, 10);
     all[6].offset = normal_values(p.classes, 11);
+    all[7] = all[5];
+    for (size_t i = 0; i < all[7].soft_target.size(); i += 2) all[7].soft_target[i] = 0;
+    all[8] = all[9] = all[7];
+    all[7].focal_gamma = 2.0;
+    all[7].weight = positive(p.classes, 12);
+    all[8].margin = positive(p.classes, 13);
+    all[8].scale = 3.0;
+    all[8].label_smoothing = 0.2;
+    all[8].weight = positive(p.classes, 14);
+    all[9].margin = positive(p.classes, 15);
+    all[9].focal_gamma = 1.5;
+    all[9].offset = normal_values(p.classes, 16);
     return all;
 }
 

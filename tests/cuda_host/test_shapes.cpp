@@ -1,7 +1,7 @@
 /* The kernels at other launch shapes than the launchers choose: how work lies on threads must not
  * matter, beyond the order of a sum. */
+#include "expected_loss.cuh"
 #include "sgd.cuh"
-#include "softmax_loss.cuh"
 #include "weights.cuh"
 
 #include "device_array.h"
@@ -100,7 +100,8 @@ TEST(Shapes, Step) {
 template <bool PLAIN, int V> std::vector<double> softmax_loss(int blocks, int threads, int lanes) {
     const int64_t samples = 70, classes = 333;
     const DeviceArray<float> logits(floats(samples * classes, 1)), grad(logits.get()),
-        loss(floats(samples, 2)), saved(floats(3 * samples, 3)), up(floats(samples, 4));
+        loss(floats(samples, 2)), saved(floats(ABSGD_LOSS_SAVED * samples, 3)),
+        up(floats(samples, 4));
     std::vector<int64_t> y(samples);
     for (int64_t i = 0; i < samples; i++) y[i] = i * 41 % classes;
     const DeviceArray<int64_t> target(y);
@@ -134,6 +135,47 @@ TEST(Shapes, SoftmaxLoss) {
                 expect(softmax_loss<true, 1>(blocks, threads, lanes), plain);
                 expect(softmax_loss<true, 4>(blocks, threads, lanes), plain);
                 expect(softmax_loss<false, 4>(blocks, threads, lanes), general);
+            }
+        }
+    }
+}
+
+std::vector<float> positive_floats(size_t n, unsigned seed) {
+    std::vector<float> values = floats(n, seed);
+    for (float &x : values) x = std::fabs(x); /* or the sums cancel */
+    return values;
+}
+
+/* The same under soft targets with margins and γ. */
+template <int V> std::vector<double> expected_loss(int blocks, int threads, int lanes) {
+    const int64_t samples = 70, classes = 333;
+    const DeviceArray<float> logits(floats(samples * classes, 1)), grad(logits.get()),
+        q(positive_floats(samples * classes, 5)), margin(positive_floats(classes, 6)),
+        loss(floats(samples, 2)), saved(floats(ABSGD_LOSS_SAVED * samples, 3)),
+        up(floats(samples, 4));
+    const absgd_softmax_loss spec = {samples, classes, 1,   nullptr, margin.data(),
+                                     nullptr, 2.0,     1.5, 0.0,     -100};
+    loss_call<float> call = loss_call_of<float>(spec, logits.data(), nullptr, q.data(), threads);
+    call.lanes = lanes;
+    EXPECT_EQ(launch(expected_forward_kernel<V, float>, {blocks, threads}, nullptr, call,
+                     ABSGD_FOCUS, loss.data(), saved.data()),
+              ABSGD_OK);
+    EXPECT_EQ(launch(expected_backward_kernel<V, float>, {blocks, threads}, nullptr, call,
+                     ABSGD_FOCUS, saved.data(), up.data(), grad.data()),
+              ABSGD_OK);
+    std::vector<double> got = as_doubles(loss);
+    const std::vector<double> gradient = as_doubles(grad);
+    got.insert(got.end(), gradient.begin(), gradient.end());
+    return got;
+}
+
+TEST(Shapes, ExpectedLoss) {
+    const std::vector<double> wanted = expected_loss<1>(1, 32, 1);
+    for (int blocks : BLOCKS) {
+        for (int threads : BLOCK_SIZES) {
+            for (int lanes : {1, 4, 32, threads}) {
+                expect_close(expected_loss<1>(blocks, threads, lanes), wanted, 3e-6, 1e-5, "one");
+                expect_close(expected_loss<4>(blocks, threads, lanes), wanted, 3e-6, 1e-5, "packs");
             }
         }
     }

@@ -67,7 +67,6 @@ static int is_right(const problem *p) {
     if (!(s->scale > 0 && isfinite(s->scale)) || !is_in_range(s->focal_gamma, 0, 1.7e308)) return 0;
     if (!is_in_range(s->label_smoothing, 0, 1)) return 0;
     if (s->focal_gamma != 0 && s->label_smoothing != 0) return 0;
-    if (p->soft_target && (s->margin || s->focal_gamma != 0)) return 0;
     if (p->begin == p->end) return 1;
     if (!p->target == !p->soft_target) return 0;
     for (int64_t i = p->begin; p->target && i < p->end; i++) {
@@ -91,7 +90,9 @@ static int is_moderate(const problem *p) {
            s->scale < 100 && s->focal_gamma < 100;
 }
 
+/* Smoothed under margins, a loss is one of q that sums to 1, as this does not. */
 static int is_nonnegative(const problem *p) {
+    if (p->soft_target && p->spec.margin && p->spec.label_smoothing != 0) return 0;
     return all_at_least(p->real, p->spec.weight, p->classes, 0) &&
            all_at_least(p->real, p->soft_target, p->samples * p->classes, 0);
 }

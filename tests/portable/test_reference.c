@@ -324,10 +324,8 @@ static double class_weight[CLASSES], margin[CLASSES], offset[CLASSES], targets[L
 static int64_t labels[SAMPLES] = {0, 4, 2, -100, 1, 3};
 static int is_soft, has_margin;
 
-static double softmax_reference(const void *spec, const double *x, int i) {
-    const absgd_softmax_loss *s = spec;
-    const int y = is_soft ? -1 : (int)labels[i];
-    if (!is_soft && y < 0) return 0;
+/* The loss of class y, or of the soft target for y = −1. */
+static double loss_of_class(const absgd_softmax_loss *s, const double *x, int i, int y) {
     double sum = 0, z[CLASSES], loss = 0;
     for (int c = 0; c < CLASSES; c++) {
         z[c] = s->scale * (x[i * CLASSES + c] - (has_margin && c == y ? margin[c] : 0)) + offset[c];
@@ -335,22 +333,31 @@ static double softmax_reference(const void *spec, const double *x, int i) {
     }
     for (int c = 0; c < CLASSES; c++) {
         const double p = exp(z[c]) / sum, spread = s->label_smoothing / CLASSES;
-        const double q = is_soft  ? targets[i * CLASSES + c]
-                         : c == y ? pow(1 - p, s->focal_gamma)
-                                  : 0;
+        const double q = y < 0 ? targets[i * CLASSES + c] : c == y ? pow(1 - p, s->focal_gamma) : 0;
         loss -= class_weight[c] * ((1 - s->label_smoothing) * q + spread) * log(p);
     }
     return loss;
 }
 
-static void test_softmax(absgd_dtype dtype, int soft, double gamma, double smoothing,
+static double softmax_reference(const void *spec, const double *x, int i) {
+    const absgd_softmax_loss *s = spec;
+    if (!is_soft) return labels[i] < 0 ? 0 : loss_of_class(s, x, i, (int)labels[i]);
+    if (!has_margin && s->focal_gamma == 0) return loss_of_class(s, x, i, -1);
+    double loss = 0;
+    for (int y = 0; y < CLASSES; y++) {
+        loss += targets[i * CLASSES + y] * loss_of_class(s, x, i, y);
+    }
+    return loss;
+}
+
+static void test_softmax(absgd_dtype dtype, int soft, int margins, double gamma, double smoothing,
                          double scale) {
     double x[LOGITS], stored[LOGITS], real_weight[CLASSES], real_margin[CLASSES];
     double real_offset[CLASSES], real_target[LOGITS], loss[SAMPLES], grad[LOGITS];
     double saved[ABSGD_LOSS_SAVED * SAMPLES], upstream[SAMPLES], exact[SAMPLES];
     const absgd_dtype real = arithmetic(dtype);
     is_soft = soft;
-    has_margin = !soft;
+    has_margin = margins;
     fill(dtype, stored, x, LOGITS, -2, 2);
     fill(real, real_weight, class_weight, CLASSES, 0.5, 2);
     fill(real, real_margin, margin, CLASSES, 0, 0.5);
@@ -358,7 +365,7 @@ static void test_softmax(absgd_dtype dtype, int soft, double gamma, double smoot
     fill(real, real_target, targets, LOGITS, 0, 0.4);
     fill(real, upstream, exact, SAMPLES, 0.5, 1);
     const absgd_softmax_loss spec = {
-        SAMPLES,     CLASSES, 1,     real_weight, soft ? NULL : real_margin,
+        SAMPLES,     CLASSES, 1,     real_weight, margins ? real_margin : NULL,
         real_offset, scale,   gamma, smoothing,   -100};
     const int64_t *y = soft ? NULL : labels;
     const void *q = soft ? real_target : NULL;
@@ -434,11 +441,14 @@ int main(void) {
             }
         }
         for (int flags = 0; flags < 64; flags++) test_step(dtype, flags);
-        test_softmax(dtype, 0, 0, 0, 1);
-        test_softmax(dtype, 0, 0, 0.1, 3);
-        test_softmax(dtype, 0, 2, 0, 1);
-        test_softmax(dtype, 0, 0.7, 0, 1);
-        test_softmax(dtype, 1, 0, 0.1, 1);
+        test_softmax(dtype, 0, 1, 0, 0, 1);
+        test_softmax(dtype, 0, 1, 0, 0.1, 3);
+        test_softmax(dtype, 0, 1, 2, 0, 1);
+        test_softmax(dtype, 0, 1, 0.7, 0, 1);
+        test_softmax(dtype, 1, 0, 0, 0.1, 1);
+        test_softmax(dtype, 1, 0, 2, 0, 1);
+        test_softmax(dtype, 1, 1, 0, 0, 3);
+        test_softmax(dtype, 1, 1, 0.7, 0, 1);
         test_sigmoid(dtype, -1, 0, 0);
         test_sigmoid(dtype, 0.25, 2, 0.1);
         test_sigmoid(dtype, 0.25, 0.7, 0);
