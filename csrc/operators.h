@@ -23,5 +23,8 @@ std::tuple<Tensor, Tensor> forward(const SigmoidLoss &call);
 Tensor backward(const SoftmaxLoss &call, const void *grad_loss, const Tensor &saved);
 Tensor backward(const SigmoidLoss &call, const void *grad_loss, const Tensor &known);
 
+/* register_weighted_loss.cpp: grad_loss, contiguous, times factor if there is one */
+Tensor scaled(const Tensor &grad_loss, const std::optional<Tensor> &factor);
+
 } // namespace absgd
 #endif

@@ -47,15 +47,38 @@ inline Tensor as_contiguous(const Tensor &t) {
     return t.is_contiguous() ? t : torch::stable::contiguous(t);
 }
 
-/* A contiguous tensor on the device of `like`, not by way of the dispatcher, as
- * torch::stable::new_empty makes one: on a small batch that is as much as the arithmetic. */
-inline Tensor new_empty(const Tensor &like, torch::headeronly::IntHeaderOnlyArrayRef shape,
-                        ScalarType dtype) {
+/* Of a contiguous tensor; or of one in whose memory the second dimension comes last. */
+inline std::vector<int64_t> strides_of(torch::headeronly::IntHeaderOnlyArrayRef shape,
+                                       bool second_last) {
     std::vector<int64_t> strides(shape.size());
     int64_t stride = 1;
-    for (size_t d = shape.size(); d-- > 0; stride *= std::max<int64_t>(shape[d], 1)) {
+    const auto lay = [&](size_t d) {
         strides[d] = stride;
+        stride *= std::max<int64_t>(shape[d], 1);
+    };
+    if (second_last) lay(1);
+    for (size_t d = shape.size(); d-- > 0;) {
+        if (!second_last || d != 1) lay(d);
     }
+    return strides;
+}
+
+/* Whether the second of at least three dimensions comes last in memory, as in channels_last. */
+inline bool is_second_last(const Tensor &t) {
+    if (t.dim() < 3 || t.is_contiguous()) return false;
+    const auto shape = t.sizes(), strides = t.strides();
+    const std::vector<int64_t> wanted = strides_of(shape, true);
+    for (size_t d = 0; d < shape.size(); d++) {
+        if (shape[d] != 1 && strides[d] != wanted[d]) return false;
+    }
+    return true;
+}
+
+/* A dense tensor on the device of `like`, not by way of the dispatcher, as
+ * torch::stable::new_empty makes one: on a small batch that is as much as the arithmetic. */
+inline Tensor new_empty(const Tensor &like, torch::headeronly::IntHeaderOnlyArrayRef shape,
+                        ScalarType dtype, bool second_last = false) {
+    const std::vector<int64_t> strides = strides_of(shape, second_last);
     const int32_t type = torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype));
     int32_t device_type;
     AtenTensorHandle out;
@@ -68,6 +91,15 @@ inline Tensor new_empty(const Tensor &like, torch::headeronly::IntHeaderOnlyArra
 
 inline bool same_device(const Tensor &a, const Tensor &b) {
     return a.is_cpu() == b.is_cpu() && a.get_device_index() == b.get_device_index();
+}
+
+/* Of a scalar that multiplies a backward pass's whole grad_loss, of this type; it may be missing.
+ */
+inline void check_factor(const std::optional<Tensor> &factor, ScalarType type, const Tensor &like) {
+    STD_TORCH_CHECK(!factor || (factor->numel() == 1 && factor->scalar_type() == type &&
+                                same_device(*factor, like)),
+                    "factor must be one value of ", name_of(type), " on the logits' device, got ",
+                    factor->numel(), " of ", name_of(factor->scalar_type()));
 }
 
 /* The memory of a float64 tensor of n elements: λ, log_s and the rows of statistics. */

@@ -53,8 +53,7 @@ std::tuple<Tensor, Tensor> forward(const SoftmaxLoss &call) {
 }
 
 Tensor backward(const SoftmaxLoss &call, const void *grad_loss, const Tensor &saved) {
-    const auto sizes = call.logits.sizes();
-    Tensor grad = new_empty(call.logits, sizes, call.logits.scalar_type());
+    Tensor grad = call.new_gradient();
     const void *x = call.logits.const_data_ptr(), *kept = saved.const_data_ptr();
     void *grad_at = grad.mutable_data_ptr();
     run(call, "absgd::softmax_loss_backward", [&](int64_t begin, int64_t end) {
@@ -79,11 +78,12 @@ Tensor softmax_loss_backward(const Tensor &grad_loss, const Tensor &logits, cons
                              const Tensor &saved, const std::optional<Tensor> &weight,
                              const std::optional<Tensor> &margin,
                              const std::optional<Tensor> &offset, double scale, double focal_gamma,
-                             double label_smoothing, int64_t ignore_index) {
+                             double label_smoothing, int64_t ignore_index,
+                             const std::optional<Tensor> &factor) {
     const SoftmaxLoss call(logits, target, weight, margin, offset, scale, focal_gamma,
                            label_smoothing, ignore_index);
-    check_backward(call, grad_loss, saved);
-    return backward(call, as_contiguous(grad_loss).const_data_ptr(), saved);
+    check_backward(call, grad_loss, saved, factor);
+    return backward(call, scaled(grad_loss, factor).const_data_ptr(), saved);
 }
 
 } // namespace
@@ -97,7 +97,8 @@ STABLE_TORCH_LIBRARY_FRAGMENT(absgd, m) {
     m.def("softmax_loss_backward("
           "Tensor grad_loss, Tensor logits, Tensor target, Tensor saved, "
           "Tensor? weight, Tensor? margin, Tensor? offset, "
-          "float scale, float focal_gamma, float label_smoothing, int ignore_index) -> Tensor");
+          "float scale, float focal_gamma, float label_smoothing, int ignore_index, "
+          "Tensor? factor=None) -> Tensor");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(absgd, CPU, m) {

@@ -83,12 +83,12 @@ Tensor sigmoid_loss_backward(const Tensor &grad_loss, const Tensor &logits, cons
                              const Tensor &known, const std::optional<Tensor> &weight,
                              const std::optional<Tensor> &pos_weight, double label_smoothing,
                              double alpha, double focal_gamma, std::optional<double> ignore_index,
-                             bool per_sample) {
+                             bool per_sample, const std::optional<Tensor> &factor) {
     const SigmoidLoss call(logits, target, weight, pos_weight, label_smoothing, alpha, focal_gamma,
                            ignore_index, per_sample);
-    const Tensor upstream = as_contiguous(grad_loss);
-    call.check_backward(upstream, known);
-    return backward(call, upstream.const_data_ptr(), known);
+    const Tensor given = as_contiguous(grad_loss);
+    call.check_backward(given, known, factor);
+    return backward(call, scaled(given, factor).const_data_ptr(), known);
 }
 
 } // namespace
@@ -103,7 +103,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(absgd, m) {
           "Tensor grad_loss, Tensor logits, Tensor target, Tensor known, "
           "Tensor? weight, Tensor? pos_weight, "
           "float label_smoothing, float alpha, float focal_gamma, float? ignore_index, "
-          "bool per_sample) -> Tensor");
+          "bool per_sample, Tensor? factor=None) -> Tensor");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(absgd, CPU, m) {

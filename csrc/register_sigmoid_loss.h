@@ -57,9 +57,11 @@ struct SigmoidLoss {
     /* elements of `known` */
     int64_t counts() const { return spec.per_sample ? spec.samples : 0; }
 
-    void check_backward(const Tensor &grad_loss, const Tensor &known) const {
+    void check_backward(const Tensor &grad_loss, const Tensor &known,
+                        const std::optional<Tensor> &factor) const {
         check_values(grad_loss, losses(), "grad_loss");
         check_values(known, counts(), "known");
+        check_factor(factor, arithmetic(), logits);
     }
 
   private:

@@ -8,8 +8,11 @@
 
 namespace absgd {
 
-/* The arguments that both passes take, checked. Owns what it had to copy. */
+/* The arguments that both passes take, checked. Owns what it had to copy: of logits, and of class
+ * probabilities, what is neither contiguous nor rows of classes, as (N, C, d1, …) is in
+ * channels_last memory; those are (N·d1·…, C), and so is their gradient. */
 struct SoftmaxLoss {
+    bool is_rows;
     Tensor logits, target;
     std::optional<Tensor> weight, margin, offset;
     absgd_dtype dtype;
@@ -19,8 +22,8 @@ struct SoftmaxLoss {
     SoftmaxLoss(const Tensor &logits_, const Tensor &target_, const std::optional<Tensor> &weight_,
                 const std::optional<Tensor> &margin_, const std::optional<Tensor> &offset_,
                 double scale, double focal_gamma, double label_smoothing, int64_t ignore_index)
-        : logits(as_contiguous(logits_)), target(as_contiguous(target_)),
-          dtype(dtype_of(logits_, "logits")) {
+        : is_rows(is_second_last(logits_)), logits(is_rows ? logits_ : as_contiguous(logits_)),
+          target(laid_out(target_)), dtype(dtype_of(logits_, "logits")) {
         STD_TORCH_CHECK(logits.dim() >= 1, "logits must have shape (C), (N, C) or (N, C, d1, …), "
                                            "got a 0-dimensional tensor");
         const int64_t class_dim = logits.dim() == 1 ? 0 : 1;
@@ -34,7 +37,7 @@ struct SoftmaxLoss {
         for (int64_t d = 2; d < logits.dim(); d++) inner *= sizes[d];
         spec = {(class_dim ? sizes[0] : 1) * inner,
                 classes,
-                std::max<int64_t>(inner, 1),
+                is_rows ? 1 : std::max<int64_t>(inner, 1),
                 per_class(weight, weight_, "weight", classes),
                 per_class(margin, margin_, "margin", classes),
                 per_class(offset, offset_, "offset", classes),
@@ -51,7 +54,19 @@ struct SoftmaxLoss {
 
     const void *soft_target() const { return is_soft() ? target.const_data_ptr() : nullptr; }
 
+    Tensor new_gradient() const {
+        return new_empty(logits, logits.sizes(), logits.scalar_type(), is_rows);
+    }
+
   private:
+    /* What has the logits' dimensions as the logits lie, else contiguous. */
+    Tensor laid_out(const Tensor &t) const {
+        if (!is_rows || t.dim() != logits.dim()) return as_contiguous(t);
+        if (is_second_last(t)) return t;
+        Tensor rows = new_empty(t, t.sizes(), t.scalar_type(), true);
+        return torch::stable::copy_(rows, t);
+    }
+
     bool is_soft() const { return target.scalar_type() != ScalarType::Long; }
 
     const void *per_class(std::optional<Tensor> &kept, const std::optional<Tensor> &values,
@@ -89,8 +104,9 @@ struct SoftmaxLoss {
     }
 };
 
-/* The two that only the backward pass has. */
-inline void check_backward(const SoftmaxLoss &call, const Tensor &grad_loss, const Tensor &saved) {
+/* Those that only the backward pass has. */
+inline void check_backward(const SoftmaxLoss &call, const Tensor &grad_loss, const Tensor &saved,
+                           const std::optional<Tensor> &factor) {
     const ScalarType arithmetic = arithmetic_type(call.dtype);
     STD_TORCH_CHECK(grad_loss.numel() == call.spec.samples &&
                         grad_loss.scalar_type() == arithmetic &&
@@ -102,6 +118,7 @@ inline void check_backward(const SoftmaxLoss &call, const Tensor &grad_loss, con
                         saved.scalar_type() == arithmetic && same_device(saved, call.logits) &&
                         saved.is_contiguous(),
                     "saved must be what absgd::softmax_loss returned for these logits");
+    check_factor(factor, arithmetic, call.logits);
 }
 
 } // namespace absgd

@@ -1,6 +1,8 @@
 /* torch.ops.absgd.weighted_softmax_loss and weighted_sigmoid_loss: a loss, its weights, the scalar
  * to differentiate and that one's gradient in the logits, in one call: on a small batch, dispatch
- * costs more than arithmetic does. */
+ * costs more than arithmetic does. With at_once=False the gradient is left to the loss's backward
+ * operator, whose grad_loss are the coefficients, and in place of it stands what that one asks of
+ * the forward pass. */
 #include "operators.h"
 
 #include <algorithm>
@@ -77,12 +79,13 @@ template <class T> void dot(const void *coefficients, const Losses &batch, const
     *static_cast<T *>(total.mutable_data_ptr()) = static_cast<T>(sum);
 }
 
-/* What both operators return of a batch: its total, losses, weights and gradient; saved is what
- * forward kept. */
+/* What both operators return of a batch: its total, losses, weights, and the gradient, or for a
+ * gradient that is not wanted at once what forward kept for it: saved. */
 template <class Loss>
 std::tuple<Tensor, Tensor, Tensor, Tensor>
 weighted(const Loss &call, const Losses &batch, const Tensor &saved,
-         const std::optional<Tensor> &lam_rule, const RuleState &state, const absgd_rule &rule) {
+         const std::optional<Tensor> &lam_rule, const RuleState &state, const absgd_rule &rule,
+         bool at_once) {
     const Tensor &losses = batch.values;
     if (lam_rule) follow_lam(batch, *lam_rule, state.lam);
     const Tensor weights = weigh(batch, std::nullopt, state, rule, 1.0);
@@ -90,7 +93,7 @@ weighted(const Loss &call, const Losses &batch, const Tensor &saved,
         static_cast<const char *>(weights.const_data_ptr()) + batch.n * losses.element_size();
     Tensor total = new_empty(losses, {}, losses.scalar_type());
     (call.dtype == ABSGD_FLOAT64 ? dot<double> : dot<float>)(coefficients, batch, total);
-    return {total, losses, weights, backward(call, coefficients, saved)};
+    return {total, losses, weights, at_once ? backward(call, coefficients, saved) : saved};
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> weighted_softmax_loss(
@@ -100,7 +103,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> weighted_softmax_loss(
     const std::optional<Tensor> &mask, const std::optional<Tensor> &base_weight,
     const std::optional<Tensor> &class_weight, const std::optional<Tensor> &lam_rule,
     const Tensor &lam, const Tensor &log_s, const Tensor &log_s_lam, const Tensor &reports,
-    double gamma, double alpha, double s_init, double max_weight, bool keep_loss, bool bounded) {
+    double gamma, double alpha, double s_init, double max_weight, bool keep_loss, bool bounded,
+    bool at_once) {
     const SoftmaxLoss call(logits, target, weight, margin, offset, scale, focal_gamma,
                            label_smoothing, ignore_index);
     const RuleState state(lam, log_s, log_s_lam, reports);
@@ -110,28 +114,44 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> weighted_softmax_loss(
     Losses batch(losses, mask, base_weight);
     batch.weight = base_measure(call, batch, class_weight);
     batch.mask = counted(call, batch);
-    return weighted(call, batch, saved, lam_rule, state, rule);
+    return weighted(call, batch, saved, lam_rule, state, rule, at_once);
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor>
-weighted_sigmoid_loss(const Tensor &logits, const Tensor &target,
-                      const std::optional<Tensor> &weight, const std::optional<Tensor> &pos_weight,
-                      double label_smoothing, double focal_alpha, double focal_gamma,
-                      std::optional<double> ignore_index, bool per_sample,
-                      const std::optional<Tensor> &mask, const std::optional<Tensor> &base_weight,
-                      const std::optional<Tensor> &lam_rule, const Tensor &lam, const Tensor &log_s,
-                      const Tensor &log_s_lam, const Tensor &reports, double gamma, double alpha,
-                      double s_init, double max_weight, bool keep_loss, bool bounded) {
+std::tuple<Tensor, Tensor, Tensor, Tensor> weighted_sigmoid_loss(
+    const Tensor &logits, const Tensor &target, const std::optional<Tensor> &weight,
+    const std::optional<Tensor> &pos_weight, double label_smoothing, double focal_alpha,
+    double focal_gamma, std::optional<double> ignore_index, bool per_sample,
+    const std::optional<Tensor> &mask, const std::optional<Tensor> &base_weight,
+    const std::optional<Tensor> &lam_rule, const Tensor &lam, const Tensor &log_s,
+    const Tensor &log_s_lam, const Tensor &reports, double gamma, double alpha, double s_init,
+    double max_weight, bool keep_loss, bool bounded, bool at_once) {
     const SigmoidLoss call(logits, target, weight, pos_weight, label_smoothing, focal_alpha,
                            focal_gamma, ignore_index, per_sample);
     const RuleState state(lam, log_s, log_s_lam, reports);
     const absgd_rule rule = rule_of(gamma, alpha, s_init, max_weight, keep_loss, bounded,
                                     "absgd::weighted_sigmoid_loss");
     const auto [losses, known] = forward(call);
-    return weighted(call, Losses(losses, mask, base_weight), known, lam_rule, state, rule);
+    return weighted(call, Losses(losses, mask, base_weight), known, lam_rule, state, rule, at_once);
 }
 
 } // namespace
+
+Tensor scaled(const Tensor &grad_loss, const std::optional<Tensor> &factor) {
+    const Tensor given = as_contiguous(grad_loss);
+    if (!factor) return given;
+    Tensor product = new_empty(given, given.sizes(), given.scalar_type());
+    const auto multiply = [&](auto *out) {
+        using T = std::remove_pointer_t<decltype(out)>;
+        const T *values = static_cast<const T *>(given.const_data_ptr());
+        const T by = *static_cast<const T *>(factor->const_data_ptr());
+        std::transform(values, values + given.numel(), out, [by](T x) { return x * by; });
+    };
+    void *out = product.mutable_data_ptr();
+    given.scalar_type() == ScalarType::Double ? multiply(static_cast<double *>(out))
+                                              : multiply(static_cast<float *>(out));
+    return product;
+}
+
 } // namespace absgd
 
 STABLE_TORCH_LIBRARY_FRAGMENT(absgd, m) {
@@ -141,7 +161,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(absgd, m) {
           "Tensor? mask, Tensor? base_weight, Tensor? class_weight, Tensor? lam_rule, "
           "Tensor(a!) lam, Tensor(b!) log_s, Tensor(c!) log_s_lam, Tensor(d!) reports, "
           "float gamma, float alpha, float s_init, "
-          "float max_weight, bool keep_loss, bool bounded) "
+          "float max_weight, bool keep_loss, bool bounded, bool at_once=True) "
           "-> (Tensor total, Tensor losses, Tensor weights, Tensor grad)");
     m.def("weighted_sigmoid_loss("
           "Tensor logits, Tensor target, Tensor? weight, Tensor? pos_weight, "
@@ -149,7 +169,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(absgd, m) {
           "bool per_sample, Tensor? mask, Tensor? base_weight, Tensor? lam_rule, "
           "Tensor(a!) lam, Tensor(b!) log_s, Tensor(c!) log_s_lam, Tensor(d!) reports, "
           "float gamma, float alpha, float s_init, "
-          "float max_weight, bool keep_loss, bool bounded) "
+          "float max_weight, bool keep_loss, bool bounded, bool at_once=True) "
           "-> (Tensor total, Tensor losses, Tensor weights, Tensor grad)");
 }
 

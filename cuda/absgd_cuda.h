@@ -106,19 +106,17 @@ ABSGD_API absgd_status absgd_sgd_step_cuda(absgd_dtype dtype, const absgd_tensor
 /* As absgd_softmax_loss_forward and _backward, for all samples; weight, margin and offset are on
  * the device. At most 2^30 classes. A target out of range, which the host cannot see, gives a
  * NaN loss and gradient. A sample's sums are turned into its loss in the arithmetic type, where the
- * CPU takes double. */
+ * CPU takes double. *grad_factor, of the arithmetic type, multiplies all of grad_loss; NULL: 1. */
 ABSGD_API absgd_status absgd_softmax_loss_forward_cuda(absgd_dtype dtype,
                                                        const absgd_softmax_loss *spec,
                                                        const void *logits, const int64_t *target,
                                                        const void *soft_target, void *loss,
                                                        void *saved, void *stream);
 
-ABSGD_API absgd_status absgd_softmax_loss_backward_cuda(absgd_dtype dtype,
-                                                        const absgd_softmax_loss *spec,
-                                                        const void *logits, const int64_t *target,
-                                                        const void *soft_target, const void *saved,
-                                                        const void *grad_loss, void *grad_logits,
-                                                        void *stream);
+ABSGD_API absgd_status absgd_softmax_loss_backward_cuda(
+    absgd_dtype dtype, const absgd_softmax_loss *spec, const void *logits, const int64_t *target,
+    const void *soft_target, const void *saved, const void *grad_loss, const void *grad_factor,
+    void *grad_logits, void *stream);
 
 /* ---- from losses to the scalar ---- */
 
@@ -137,6 +135,38 @@ ABSGD_API absgd_status absgd_base_measure_cuda(absgd_dtype dtype, const absgd_so
 ABSGD_API absgd_status absgd_dot_cuda(absgd_dtype dtype, const void *coefficients,
                                       const void *losses, const uint8_t *mask, int64_t n,
                                       void *total, void *stream);
+
+/* What absgd_weighted_softmax_loss_cuda makes of the losses. Values are of the arithmetic type, one
+ * a sample where nothing else is said. */
+typedef struct absgd_weighting {
+    /* As absgd_base_measure_cuda; each may be NULL. */
+    const uint8_t *mask;
+    const void *weight;
+    const void *class_weight; /* one a class */
+    /* The rule. */
+    const absgd_lam_rule *lam_rule; /* on the device; NULL: lam stays */
+    double *lam;
+    const absgd_rule *rule; /* the host's */
+    double *log_s, *log_s_lam;
+    absgd_report *reports; /* two */
+    /* Room; each may be NULL where it is not needed. */
+    uint8_t *counts;            /* if NULL, ignored samples count, with a loss of 0 */
+    void *measure;              /* for class_weight */
+    absgd_stats *scratch;       /* as absgd_weigh_cuda */
+    absgd_lam_row *lam_scratch; /* as absgd_follow_lam_cuda */
+    /* Results. */
+    void *weights, *coefficients;
+    void *total; /* one: Σ coefficients_i·loss_i, the scalar to differentiate */
+} absgd_weighting;
+
+/* absgd_softmax_loss_forward_cuda, absgd_base_measure_cuda, absgd_follow_lam_cuda, absgd_weigh_cuda
+ * with factor 1, and absgd_dot_cuda: the same bits in one launch. */
+ABSGD_API absgd_status absgd_weighted_softmax_loss_cuda(absgd_dtype dtype,
+                                                        const absgd_softmax_loss *spec,
+                                                        const void *logits, const int64_t *target,
+                                                        const void *soft_target,
+                                                        const absgd_weighting *weighting,
+                                                        void *loss, void *saved, void *stream);
 
 #ifdef __cplusplus
 }

@@ -185,14 +185,16 @@ inline int64_t resident_blocks() {
     return RESIDENT * multiprocessors;
 }
 
-/* One block for each chunk, as far as they fit on the device at once. */
-inline shape shape_for_batch(int64_t n) {
-    const int64_t chunks = ceil_div(n, ABSGD_CUDA_CHUNK);
-    if (chunks <= 1) return {1};
+/* As many blocks as are wanted and fit on the device at once. */
+inline shape shape_that_meets(int64_t wanted) {
+    if (wanted <= 1) return {1};
     const int64_t resident = resident_blocks();
-    const int64_t blocks = chunks < resident ? chunks : resident;
+    const int64_t blocks = wanted < resident ? wanted : resident;
     return {blocks, THREADS, blocks > 1};
 }
+
+/* One block for each chunk. */
+inline shape shape_for_batch(int64_t n) { return shape_that_meets(ceil_div(n, ABSGD_CUDA_CHUNK)); }
 
 } // namespace absgd
 #endif

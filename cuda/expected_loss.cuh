@@ -148,10 +148,10 @@ __device__ term_sums<A> lane_terms(const loss_call<S> &call, absgd_focus focus, 
     return sums;
 }
 
+/* The losses of all samples, by the grid. */
 template <int V, class S, class A = typename arithmetic<S>::type>
-__global__ void __launch_bounds__(THREADS, BLOCKS<S>)
-    expected_forward_kernel(const __grid_constant__ loss_call<S> call, absgd_focus focus, A *loss,
-                            A *saved) {
+__device__ void write_expected_losses(const loss_call<S> &call, absgd_focus focus, A *loss,
+                                      A *saved) {
     const int lane = threadIdx.x % call.lanes, samples_of_block = blockDim.x / call.lanes;
     const int64_t stride = static_cast<int64_t>(gridDim.x) * samples_of_block;
     for (int64_t base = static_cast<int64_t>(blockIdx.x) * samples_of_block; base < call.samples;
@@ -177,6 +177,13 @@ __global__ void __launch_bounds__(THREADS, BLOCKS<S>)
     }
 }
 
+template <int V, class S, class A = typename arithmetic<S>::type>
+__global__ void __launch_bounds__(THREADS, BLOCKS<S>)
+    expected_forward_kernel(const __grid_constant__ loss_call<S> call, absgd_focus focus, A *loss,
+                            A *saved) {
+    write_expected_losses<V>(call, focus, loss, saved);
+}
+
 /* ---- backward ---- */
 
 /* ∂L/∂z_c = others·exp(z_c − M) − r_c, but at_target for the class that takes more than exp(−½) of
@@ -184,7 +191,9 @@ __global__ void __launch_bounds__(THREADS, BLOCKS<S>)
 template <int V, class S, class A = typename arithmetic<S>::type>
 __global__ void __launch_bounds__(THREADS, BLOCKS<S>)
     expected_backward_kernel(const __grid_constant__ loss_call<S> call, absgd_focus focus,
-                             const A *saved, const A *grad_loss, S *grad_logits) {
+                             const A *saved, const A *grad_loss, const A *grad_factor,
+                             S *grad_logits) {
+    const A scale = call.scale * (grad_factor ? *grad_factor : A(1));
     const int lane = threadIdx.x % call.lanes, samples_of_block = blockDim.x / call.lanes;
     const int64_t stride = static_cast<int64_t>(gridDim.x) * samples_of_block;
     for (int64_t base = static_cast<int64_t>(blockIdx.x) * samples_of_block; base < call.samples;
@@ -200,7 +209,7 @@ __global__ void __launch_bounds__(THREADS, BLOCKS<S>)
         share_sum = reduce(share_sum, call.lanes, [](A a, A b) { return a + b; });
         if (!is_here) continue;
         const A max = saved[sample], log_total = saved[3 * call.samples + sample];
-        const A h = exp(-log_total), factor = grad_loss[sample] * call.scale;
+        const A h = exp(-log_total), factor = grad_loss[sample] * scale;
         const A others = factor * saved[call.samples + sample];
         const A at_target = factor * saved[2 * call.samples + sample];
         for (lane_tile<V, S> tile(call, row, lane); tile.is_in(call); tile.advance()) {

@@ -4,8 +4,8 @@
 #ifndef ABSGD_LAM_SEARCH_CUH
 #define ABSGD_LAM_SEARCH_CUH
 
-#include "device.cuh"
 #include "lam_search_math.h"
+#include "team.cuh"
 
 namespace absgd {
 
@@ -50,23 +50,23 @@ __device__ inline absgd_lam_row join_lam_rows(const absgd_lam_row *rows, int64_t
 /* The row of the whole batch at this round, in the first thread of each block. */
 template <class S>
 __device__ absgd_lam_row lam_row(const masked_losses<S> &batch, double sign,
-                                 const absgd_lam_search &search, absgd_lam_row *scratch) {
+                                 const absgd_lam_search &search, const team &blocks,
+                                 absgd_lam_row *scratch) {
     if (batch.n <= ABSGD_CUDA_CHUNK) return lam_chunk(batch, 0, batch.n, sign, search);
     const int64_t chunks = (batch.n + ABSGD_CUDA_CHUNK - 1) / ABSGD_CUDA_CHUNK;
-    for (int64_t c = blockIdx.x; c < chunks; c += gridDim.x) {
+    for (int64_t c = blocks.block; c < chunks; c += blocks.blocks) {
         const int64_t begin = c * ABSGD_CUDA_CHUNK, rest = batch.n - begin;
         const int64_t end = begin + (rest < ABSGD_CUDA_CHUNK ? rest : ABSGD_CUDA_CHUNK);
         const absgd_lam_row row = lam_chunk(batch, begin, end, sign, search);
         if (threadIdx.x == 0) scratch[c] = row;
     }
-    sync_grid();
+    blocks.sync();
     return join_lam_rows(scratch, chunks);
 }
 
 template <class S>
-__global__ void __launch_bounds__(THREADS, RESIDENT)
-    follow_lam_kernel(masked_losses<S> batch, const absgd_lam_rule *rule, absgd_lam_row *scratch,
-                      double *lam) {
+__device__ void follow_batch(const masked_losses<S> &batch, const absgd_lam_rule *rule,
+                             const team &blocks, absgd_lam_row *scratch, double *lam) {
     ABSGD_SHARED(absgd_lam_search, search);
     if (threadIdx.x == 0) search = absgd_lam_search();
     __syncthreads();
@@ -74,20 +74,27 @@ __global__ void __launch_bounds__(THREADS, RESIDENT)
     for (int round = 0; round < ABSGD_LAM_ROUNDS; round++) {
         /* Rows by turns: a block may still read those of the last round. */
         absgd_lam_row *rows = chunks > 1 ? scratch + round % 2 * chunks : nullptr;
-        const absgd_lam_row row = lam_row(batch, rule->sign, search, rows);
+        const absgd_lam_row row = lam_row(batch, rule->sign, search, blocks, rows);
         __syncthreads(); /* all have read the search */
         if (threadIdx.x == 0) absgd_lam_advance(rule, row, &search);
         __syncthreads();
         if (search.has_answer == 0.0 || search.low == search.high) break;
     }
-    if (blockIdx.x == 0 && threadIdx.x == 0) absgd_lam_follow(rule, &search, lam);
+    if (blocks.thread() == 0) absgd_lam_follow(rule, &search, lam);
+}
+
+template <class S>
+__global__ void __launch_bounds__(THREADS, RESIDENT)
+    follow_lam_kernel(masked_losses<S> batch, const absgd_lam_rule *rule, absgd_lam_row *scratch,
+                      double *lam) {
+    follow_batch(batch, rule, whole_grid(), scratch, lam);
 }
 
 template <class S>
 __global__ void __launch_bounds__(THREADS, RESIDENT)
     lam_sums_kernel(masked_losses<S> batch, const absgd_lam_rule *rule,
                     const absgd_lam_search *search, absgd_lam_row *scratch, absgd_lam_row *row) {
-    const absgd_lam_row whole = lam_row(batch, rule->sign, *search, scratch);
+    const absgd_lam_row whole = lam_row(batch, rule->sign, *search, whole_grid(), scratch);
     if (blockIdx.x == 0 && threadIdx.x == 0) *row = whole;
 }
 

@@ -78,9 +78,9 @@ inline char *coefficients_of(const Tensor &weights, const Losses &losses) {
 std::tuple<Tensor, Tensor> forward(const OnDeviceOf &device, const SoftmaxLoss &call);
 std::tuple<Tensor, Tensor> forward(const OnDeviceOf &device, const SigmoidLoss &call);
 Tensor backward(const OnDeviceOf &device, const SoftmaxLoss &call, const void *grad_loss,
-                const Tensor &saved);
+                const Tensor &saved, const void *grad_factor = nullptr);
 Tensor backward(const OnDeviceOf &device, const SigmoidLoss &call, const void *grad_loss,
-                const Tensor &known);
+                const Tensor &known, const void *grad_factor = nullptr);
 
 } // namespace absgd
 #endif

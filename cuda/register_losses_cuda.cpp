@@ -19,12 +19,12 @@ std::tuple<Tensor, Tensor> forward(const OnDeviceOf &device, const SoftmaxLoss &
 }
 
 Tensor backward(const OnDeviceOf &device, const SoftmaxLoss &call, const void *grad_loss,
-                const Tensor &saved) {
-    Tensor grad = new_empty(call.logits, call.logits.sizes(), call.logits.scalar_type());
+                const Tensor &saved, const void *grad_factor) {
+    Tensor grad = call.new_gradient();
     check_cuda(absgd_softmax_loss_backward_cuda(
                    call.dtype, &call.spec, call.logits.const_data_ptr(), call.classes_of(),
-                   call.soft_target(), saved.const_data_ptr(), grad_loss, grad.mutable_data_ptr(),
-                   device.stream()),
+                   call.soft_target(), saved.const_data_ptr(), grad_loss, grad_factor,
+                   grad.mutable_data_ptr(), device.stream()),
                "absgd::softmax_loss_backward");
     return grad;
 }
@@ -41,17 +41,19 @@ std::tuple<Tensor, Tensor> forward(const OnDeviceOf &device, const SigmoidLoss &
 }
 
 Tensor backward(const OnDeviceOf &device, const SigmoidLoss &call, const void *grad_loss,
-                const Tensor &known) {
+                const Tensor &known, const void *grad_factor) {
     Tensor grad = new_empty(call.logits, call.logits.sizes(), call.logits.scalar_type());
-    check_cuda(
-        absgd_sigmoid_loss_backward_cuda(call.dtype, &call.spec, call.logits.const_data_ptr(),
-                                         call.target.const_data_ptr(), known.const_data_ptr(),
-                                         grad_loss, grad.mutable_data_ptr(), device.stream()),
-        "absgd::sigmoid_loss_backward");
+    check_cuda(absgd_sigmoid_loss_backward_cuda(
+                   call.dtype, &call.spec, call.logits.const_data_ptr(),
+                   call.target.const_data_ptr(), known.const_data_ptr(), grad_loss, grad_factor,
+                   grad.mutable_data_ptr(), device.stream()),
+               "absgd::sigmoid_loss_backward");
     return grad;
 }
 
 namespace {
+
+const void *pointer_to(const std::optional<Tensor> &t) { return t ? t->const_data_ptr() : nullptr; }
 
 std::tuple<Tensor, Tensor>
 softmax_loss(const Tensor &logits, const Tensor &target, const std::optional<Tensor> &weight,
@@ -66,13 +68,14 @@ Tensor softmax_loss_backward(const Tensor &grad_loss, const Tensor &logits, cons
                              const Tensor &saved, const std::optional<Tensor> &weight,
                              const std::optional<Tensor> &margin,
                              const std::optional<Tensor> &offset, double scale, double focal_gamma,
-                             double label_smoothing, int64_t ignore_index) {
+                             double label_smoothing, int64_t ignore_index,
+                             const std::optional<Tensor> &factor) {
     const OnDeviceOf device(logits);
     const SoftmaxLoss call(logits, target, weight, margin, offset, scale, focal_gamma,
                            label_smoothing, ignore_index);
-    check_backward(call, grad_loss, saved);
+    check_backward(call, grad_loss, saved, factor);
     const Tensor upstream = as_contiguous(grad_loss);
-    return backward(device, call, upstream.const_data_ptr(), saved);
+    return backward(device, call, upstream.const_data_ptr(), saved, pointer_to(factor));
 }
 
 std::tuple<Tensor, Tensor> sigmoid_loss(const Tensor &logits, const Tensor &target,
@@ -89,13 +92,13 @@ Tensor sigmoid_loss_backward(const Tensor &grad_loss, const Tensor &logits, cons
                              const Tensor &known, const std::optional<Tensor> &weight,
                              const std::optional<Tensor> &pos_weight, double label_smoothing,
                              double alpha, double focal_gamma, std::optional<double> ignore_index,
-                             bool per_sample) {
+                             bool per_sample, const std::optional<Tensor> &factor) {
     const OnDeviceOf device(logits);
     const SigmoidLoss call(logits, target, weight, pos_weight, label_smoothing, alpha, focal_gamma,
                            ignore_index, per_sample);
     const Tensor upstream = as_contiguous(grad_loss);
-    call.check_backward(upstream, known);
-    return backward(device, call, upstream.const_data_ptr(), known);
+    call.check_backward(upstream, known, factor);
+    return backward(device, call, upstream.const_data_ptr(), known, pointer_to(factor));
 }
 
 } // namespace

@@ -35,7 +35,8 @@ absgd_status absgd_sigmoid_loss_forward_cuda(absgd_dtype dtype, const absgd_sigm
 absgd_status absgd_sigmoid_loss_backward_cuda(absgd_dtype dtype, const absgd_sigmoid_loss *spec,
                                               const void *logits, const void *target,
                                               const void *known, const void *grad_loss,
-                                              void *grad_logits, void *stream) {
+                                              const void *grad_factor, void *grad_logits,
+                                              void *stream) {
     const absgd_status status = absgd_check_sigmoid_loss(dtype, spec, 0, 0);
     if (status != ABSGD_OK) return status;
     const int64_t elements = spec->samples * spec->classes * spec->inner;
@@ -48,6 +49,7 @@ absgd_status absgd_sigmoid_loss_backward_cuda(absgd_dtype dtype, const absgd_sig
         return launch(sigmoid_backward_kernel<S>, {at_most_int(ceil_div(elements, THREADS))},
                       stream, sigmoid_call_of<S>(*spec, logits, target, THREADS),
                       spec->per_sample ? static_cast<const A *>(known) : nullptr,
-                      static_cast<const A *>(grad_loss), static_cast<S *>(grad_logits));
+                      static_cast<const A *>(grad_loss), static_cast<const A *>(grad_factor),
+                      static_cast<S *>(grad_logits));
     });
 }

@@ -101,7 +101,8 @@ __global__ void __launch_bounds__(THREADS)
 template <class S, class A = typename arithmetic<S>::type>
 __global__ void __launch_bounds__(THREADS)
     sigmoid_backward_kernel(sigmoid_call<S> call, const A *known, const A *grad_loss,
-                            S *grad_logits) {
+                            const A *grad_factor, S *grad_logits) {
+    const A all = grad_factor ? *grad_factor : A(1);
     const int64_t stride = static_cast<int64_t>(gridDim.x) * blockDim.x;
     for (int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
          i < call.samples * call.size; i += stride) {
@@ -109,7 +110,8 @@ __global__ void __launch_bounds__(THREADS)
         if (call.counts(i)) {
             const A slope = call.element(i).slope;
             const int64_t l = known ? i / call.size : i;
-            if (slope != 0) g = slope * (known ? grad_loss[l] / known[l] : grad_loss[l]);
+            const A upstream = grad_loss[l] * all;
+            if (slope != 0) g = slope * (known ? upstream / known[l] : upstream);
         }
         grad_logits[i] = from_real<S>(g);
     }

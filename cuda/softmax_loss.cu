@@ -43,8 +43,8 @@ absgd_status absgd_softmax_loss_forward_cuda(absgd_dtype dtype, const absgd_soft
 absgd_status absgd_softmax_loss_backward_cuda(absgd_dtype dtype, const absgd_softmax_loss *spec,
                                               const void *logits, const int64_t *target,
                                               const void *soft_target, const void *saved,
-                                              const void *grad_loss, void *grad_logits,
-                                              void *stream) {
+                                              const void *grad_loss, const void *grad_factor,
+                                              void *grad_logits, void *stream) {
     const absgd_status status =
         absgd_check_softmax_loss(dtype, spec, target, soft_target, 0, spec ? spec->samples : 0);
     if (status != ABSGD_OK) return status;
@@ -62,12 +62,13 @@ absgd_status absgd_softmax_loss_backward_cuda(absgd_dtype dtype, const absgd_sof
             const auto kernel =
                 wide ? expected_backward_kernel<V, S> : expected_backward_kernel<1, S>;
             return launch(kernel, shape_for(call), stream, call, absgd_focus_at(spec->focal_gamma),
-                          static_cast<const A *>(saved), static_cast<const A *>(grad_loss), grad);
+                          static_cast<const A *>(saved), static_cast<const A *>(grad_loss),
+                          static_cast<const A *>(grad_factor), grad);
         }
         const auto kernel =
             wide ? (plain ? loss_backward_kernel<true, V, S> : loss_backward_kernel<false, V, S>)
                  : (plain ? loss_backward_kernel<true, 1, S> : loss_backward_kernel<false, 1, S>);
         return launch(kernel, shape_for(call), stream, call, static_cast<const A *>(saved),
-                      static_cast<const A *>(grad_loss), grad);
+                      static_cast<const A *>(grad_loss), static_cast<const A *>(grad_factor), grad);
     });
 }

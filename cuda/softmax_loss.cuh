@@ -289,9 +289,9 @@ __device__ void finish_without(const loss_call<S> &call, int64_t sample, A value
     for (int k = 0; k < ABSGD_LOSS_SAVED; k++) saved[k * call.samples + sample] = value;
 }
 
+/* The losses of all samples, by the grid. */
 template <bool PLAIN, int V, class S, class A = typename arithmetic<S>::type>
-__global__ void __launch_bounds__(THREADS, BLOCKS<S>)
-    loss_forward_kernel(const __grid_constant__ loss_call<S> call, A *loss, A *saved) {
+__device__ void write_losses(const loss_call<S> &call, A *loss, A *saved) {
     const int lane = threadIdx.x % call.lanes, samples_of_block = blockDim.x / call.lanes;
     const int64_t stride = static_cast<int64_t>(gridDim.x) * samples_of_block;
     for (int64_t base = static_cast<int64_t>(blockIdx.x) * samples_of_block; base < call.samples;
@@ -316,6 +316,12 @@ __global__ void __launch_bounds__(THREADS, BLOCKS<S>)
             finish_without(call, sample, is_ignored ? A(0) : A(NAN), loss, saved);
         }
     }
+}
+
+template <bool PLAIN, int V, class S, class A = typename arithmetic<S>::type>
+__global__ void __launch_bounds__(THREADS, BLOCKS<S>)
+    loss_forward_kernel(const __grid_constant__ loss_call<S> call, A *loss, A *saved) {
+    write_losses<PLAIN, V>(call, loss, saved);
 }
 
 /* ---- backward ---- */
@@ -351,7 +357,7 @@ __device__ void lane_zeros(const loss_call<S> &call, int64_t first, int lane, S 
 template <bool PLAIN, int V, class S, class A = typename arithmetic<S>::type>
 __global__ void __launch_bounds__(THREADS, BLOCKS<S>)
     loss_backward_kernel(const __grid_constant__ loss_call<S> call, const A *saved,
-                         const A *grad_loss, S *grad_logits) {
+                         const A *grad_loss, const A *grad_factor, S *grad_logits) {
     const int lane = threadIdx.x % call.lanes, samples_of_block = blockDim.x / call.lanes;
     const int64_t stride = static_cast<int64_t>(gridDim.x) * samples_of_block;
     for (int64_t sample =
@@ -364,7 +370,8 @@ __global__ void __launch_bounds__(THREADS, BLOCKS<S>)
             continue;
         }
         const bool has_target = 0 <= target && target < call.classes;
-        const A factor = grad_loss[sample] * call.scale;
+        const A upstream = grad_factor ? grad_loss[sample] * *grad_factor : grad_loss[sample];
+        const A factor = upstream * call.scale;
         lane_gradient<PLAIN, V>(call, first, has_target ? static_cast<int>(target) : -1,
                                 saved[sample], factor * saved[call.samples + sample],
                                 factor * saved[2 * call.samples + sample], factor, lane,

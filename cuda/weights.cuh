@@ -14,7 +14,7 @@
 #ifndef ABSGD_WEIGHTS_CUH
 #define ABSGD_WEIGHTS_CUH
 
-#include "device.cuh"
+#include "team.cuh"
 
 namespace absgd {
 
@@ -75,24 +75,25 @@ __device__ inline absgd_stats join_rows(const absgd_stats *rows, int64_t n_rows)
 }
 
 /* The row of the whole batch, in the first thread of each block. */
-template <class S> __device__ absgd_stats whole_batch(const loss_batch<S> &batch, double lam) {
+template <class S>
+__device__ absgd_stats whole_batch(const loss_batch<S> &batch, double lam, const team &blocks) {
     if (batch.rows) return join_rows(batch.rows, batch.n_rows);
     if (batch.n <= ABSGD_CUDA_CHUNK) return chunk_stats(batch, 0, batch.n, lam);
     const int64_t chunks = (batch.n + ABSGD_CUDA_CHUNK - 1) / ABSGD_CUDA_CHUNK;
-    for (int64_t c = blockIdx.x; c < chunks; c += gridDim.x) {
+    for (int64_t c = blocks.block; c < chunks; c += blocks.blocks) {
         const int64_t begin = c * ABSGD_CUDA_CHUNK, rest = batch.n - begin;
         const int64_t end = begin + (rest < ABSGD_CUDA_CHUNK ? rest : ABSGD_CUDA_CHUNK);
         const absgd_stats row = chunk_stats(batch, begin, end, lam);
         if (threadIdx.x == 0) batch.scratch[c] = row;
     }
-    sync_grid();
+    blocks.sync();
     return join_rows(batch.scratch, chunks);
 }
 
 template <class S>
 __global__ void __launch_bounds__(THREADS, RESIDENT)
     stats_kernel(loss_batch<S> batch, absgd_stats *stats) {
-    const absgd_stats whole = whole_batch(batch, *batch.lam);
+    const absgd_stats whole = whole_batch(batch, *batch.lam, whole_grid());
     if (blockIdx.x == 0 && threadIdx.x == 0) *stats = whole;
 }
 
@@ -168,13 +169,12 @@ __device__ inline cap_counts add_counts(const cap_counts &a, const cap_counts &b
 /* This thread's part of the weights. */
 template <class S, class A>
 __device__ cap_counts write_weights(const loss_batch<S> &batch, const absgd_weigher &weigher,
-                                    double lam, A *weights, A *coefficients) {
+                                    double lam, const team &blocks, A *weights, A *coefficients) {
     const absgd_inverse inverse = absgd_inverse_of(lam);
     const bool is_bad = isnan(weigher.log_s) && isnan(weigher.scale); /* not merely unset */
-    const int64_t stride = static_cast<int64_t>(gridDim.x) * blockDim.x;
     cap_counts seen = {0.0, 0.0};
-    for (int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; i < batch.n;
-         i += stride) {
+    if (!blocks.has_work()) return seen;
+    for (int64_t i = blocks.thread(); i < batch.n; i += blocks.threads()) {
         const bool counts = batch.counts(i);
         const double w = counts ? batch.weight(i) : 0.0;
         double p = 0.0;
@@ -189,42 +189,47 @@ __device__ cap_counts write_weights(const loss_batch<S> &batch, const absgd_weig
     return seen;
 }
 
-/* The grid's sum of counts, in its first thread. Sums of whole numbers: exact in any order. */
-__device__ inline cap_counts sum_of_grid(cap_counts part, absgd_stats *scratch) {
+/* The sum of all blocks' counts, in the first thread. Sums of whole numbers: exact in any order. */
+__device__ inline cap_counts sum_of_blocks(cap_counts part, const team &blocks,
+                                           absgd_stats *scratch) {
     part = reduce(part, blockDim.x, add_counts);
-    if (gridDim.x == 1) return part;
-    if (threadIdx.x == 0) {
-        scratch[blockIdx.x].sum = part.capped; /* nobody reads the rows any more */
-        scratch[blockIdx.x].count = part.counted;
+    if (blocks.blocks == 1) return part;
+    if (threadIdx.x == 0 && blocks.has_work()) {
+        scratch[blocks.block].sum = part.capped; /* nobody reads the rows any more */
+        scratch[blocks.block].count = part.counted;
     }
-    sync_grid();
+    blocks.sync();
     cap_counts whole = {0.0, 0.0};
-    if (blockIdx.x != 0 || threadIdx.x != 0) return whole;
-    for (unsigned b = 0; b < gridDim.x; b++) {
+    if (blocks.thread() != 0) return whole;
+    for (unsigned b = 0; b < blocks.blocks; b++) {
         whole = add_counts(whole, {scratch[b].sum, scratch[b].count});
     }
     return whole;
 }
 
-template <class S, class Rule>
-__global__ void __launch_bounds__(THREADS, RESIDENT)
-    weigh_kernel(loss_batch<S> batch, Rule rule, double factor,
-                 typename arithmetic<S>::type *weights,
-                 typename arithmetic<S>::type *coefficients) {
+template <class S, class Rule, class A = typename arithmetic<S>::type>
+__device__ void weigh_batch(const loss_batch<S> &batch, const Rule &rule, double factor,
+                            const team &blocks, A *weights, A *coefficients) {
     ABSGD_SHARED(absgd_weigher, weigher);
     const double lam = *batch.lam;
-    const absgd_stats whole = whole_batch(batch, lam);
+    const absgd_stats whole = whole_batch(batch, lam, blocks);
     typename Rule::state state;
     if (threadIdx.x == 0) weigher = rule.take(whole, lam, factor, batch.weights != nullptr, state);
-    sync_grid();
-    cap_counts seen = write_weights(batch, weigher, lam, weights, coefficients);
+    blocks.sync();
+    cap_counts seen = write_weights(batch, weigher, lam, blocks, weights, coefficients);
     if (weigher.cap < INFINITY) {
-        seen = sum_of_grid(seen, batch.scratch);
+        seen = sum_of_blocks(seen, blocks, batch.scratch);
     } else {
         seen.capped = 0.0;
     }
-    if (blockIdx.x != 0 || threadIdx.x != 0) return;
+    if (blocks.thread() != 0) return;
     rule.write(state, seen.capped == 0.0 ? 0.0 : seen.capped / seen.counted);
+}
+
+template <class S, class Rule, class A = typename arithmetic<S>::type>
+__global__ void __launch_bounds__(THREADS, RESIDENT)
+    weigh_kernel(loss_batch<S> batch, Rule rule, double factor, A *weights, A *coefficients) {
+    weigh_batch(batch, rule, factor, whole_grid(), weights, coefficients);
 }
 
 /* ---- single steps of the rule ---- */

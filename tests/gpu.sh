@@ -79,11 +79,13 @@ card_kernels() { tests_ran "$build/tests/cuda/absgd_cuda_tests"; }
 card_package() { package_tests cuda 'there is one card|too little memory' -m cuda; }
 card_bench() {
     "$python" tests/bench/bench_cuda.py --output "$report/BENCHMARKS.md" &&
+        "$build/tests/cuda/absgd_cuda_tests" '--gtest_filter=*TimesBesideEachOther' |
+        sed -n 's/^cross-entropy/- &/p' | tee -a "$report/BENCHMARKS.md" &&
         "$python" tests/bench/sass.py python/torch_absgd/torch_absgd_cuda.so
 }
 
 # The smallest sizes of each test: the tools slow kernels down a hundredfold.
-few='*WeighFollowsLambda/0:*EveryRuleAtAwkwardSizes/0:*GivenRows*/0:*BatchStats/0:*DenseTargets/0:*UnalignedLogits*:*Follow*/0:*CudaSigmoidLoss.*/0'
+few='*WeighFollowsLambda/0:*EveryRuleAtAwkwardSizes/0:*GivenRows*/0:*BatchStats/0:*DenseTargets/0:*UnalignedLogits*:*Follow*/0:*OneLaunch*/0:*CudaSigmoidLoss.*/0'
 card_memcheck() { under memcheck; }
 card_racecheck() { under racecheck; }
 card_synccheck() { under synccheck; }

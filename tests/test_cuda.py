@@ -130,6 +130,22 @@ def test_losses_are_the_cpus(dtype, shape):
             )
 
 
+@card
+@pytest.mark.parametrize("soft", [False, True])
+def test_channels_last_logits_are_the_cpus(soft):
+    logits = torch.randn(2, 21, 13, 9).to(memory_format=torch.channels_last)
+    target = logits.softmax(1) if soft else torch.randint(21, (2, 13, 9))
+    results = []
+    for device, x in ((DEVICE, logits), ("cpu", logits.contiguous())):
+        x = x.to(device).requires_grad_()
+        losses = ta.PerSampleCrossEntropy()(x, target.to(device))
+        losses.sum().backward()
+        assert x.grad.stride() == x.stride()
+        results.append((losses.detach().cpu(), x.grad.cpu()))
+    for got, wanted in zip(*results, strict=True):
+        torch.testing.assert_close(got, wanted)
+
+
 @card_alone
 def test_an_invalid_target_gives_nan_in_its_sample_alone():
     logits = torch.randn(4, 5, device=DEVICE)
@@ -211,6 +227,43 @@ def test_results_have_the_same_bits_run_to_run():
 
     for got, wanted in zip(run(), run(), strict=True):
         assert torch.equal(got, wanted)
+
+
+@card_alone
+@pytest.mark.parametrize("n", [64, 5000])
+@pytest.mark.parametrize("lam", [0.5, ta.EffectiveSampleSize(0.6)])
+def test_an_attentional_loss_is_captured_and_does_not_synchronise(lam, n):
+    def run(is_captured: bool) -> list[Tensor]:
+        torch.manual_seed(0)
+        x = torch.randn(n, 30).to(DEVICE).requires_grad_()
+        y = torch.randint(30, (n,)).to(DEVICE)
+        criterion = ta.AttentionalLoss(ta.PerSampleCrossEntropy(), lam=lam).to(DEVICE)
+        scale = torch.tensor(1.0, device=DEVICE)
+
+        def step() -> None:
+            (scale * criterion(x, y)).backward()
+
+        with torch.cuda.stream(torch.cuda.Stream()):
+            step()
+        torch.cuda.synchronize()
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            step()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        replay = step
+        if is_captured:
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):
+                step()
+            replay = graph.replay
+        for amount in (2.0, 1024.0):
+            scale.fill_(amount)
+            replay()
+        return [x.grad, criterion.log_s]
+
+    for got, wanted in zip(run(True), run(False), strict=True):
+        torch.testing.assert_close(got, wanted)
 
 
 class Training:

@@ -252,20 +252,25 @@ def test_the_operators_check_for_themselves(change: dict[str, Any], message: str
         ((4, 3), True, True, torch.float32),
         ((2, 3, 5), False, True, torch.bfloat16),
         ((3,), False, True, torch.float32),
+        ((2, 3, 4, 5), False, True, torch.float32),  # channels_last
+        ((2, 3, 4, 5), True, True, torch.bfloat16),
     ],
 )
 def test_opcheck(shape: tuple[int, ...], soft: bool, margins: bool, dtype: torch.dtype) -> None:
+    format = torch.channels_last if len(shape) == 4 else torch.contiguous_format
     arithmetic = torch.float64 if dtype is torch.float64 else torch.float32
     classes = per_class(shape)
     target = probabilities(shape, arithmetic) if soft else indices(shape)
     weight, offset = torch.rand(2, classes, dtype=arithmetic)
     margin = torch.rand(classes, dtype=arithmetic) if margins else None
     options = (weight, margin, offset, 2.0, 0.0, 0.1, IGNORED)
-    logits = torch.randn(shape, dtype=dtype, requires_grad=True)
+    logits = torch.randn(shape, dtype=dtype).to(memory_format=format).requires_grad_()
     torch.library.opcheck(torch.ops.absgd.softmax_loss, (logits, target, *options))
     logits = logits.detach()
     loss, saved = torch.ops.absgd.softmax_loss(logits, target, *options)
     arguments = (torch.ones_like(loss), logits, target, saved, *options)
+    torch.library.opcheck(torch.ops.absgd.softmax_loss_backward, arguments)
+    arguments = (*arguments, torch.tensor(3.0, dtype=arithmetic))
     torch.library.opcheck(torch.ops.absgd.softmax_loss_backward, arguments)
 
 

@@ -343,6 +343,49 @@ def test_memory_layouts(soft: bool) -> None:
         torch.testing.assert_close(logits.grad, plain.grad, rtol=1e-5, atol=1e-6)
 
 
+def allocated(log: profile) -> int:
+    return sum(max(event.self_cpu_memory_usage, 0) for event in log.events())
+
+
+@pytest.mark.parametrize("soft", [False, True])
+def test_channels_last_logits_are_taken_as_they_lie(soft: bool) -> None:
+    """As the rows that they are: the same bits, the gradient in their layout, and no copy."""
+    shape = (2, 200, 12, 9)
+    logits = torch.randn(shape).to(memory_format=torch.channels_last).requires_grad_()
+    target = probabilities(shape, torch.float32) if soft else indices(shape)
+    target = target.to(memory_format=torch.channels_last) if soft else target
+    criterion = ta.PerSampleCrossEntropy()
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as log:
+        losses = criterion(logits, target)
+        losses.sum().backward()
+    assert logits.nbytes <= allocated(log) < 1.1 * logits.nbytes
+    assert losses.shape == (2, 12, 9) and losses.is_contiguous()
+    assert logits.grad.stride() == logits.stride()
+    rows = logits.detach().permute(0, 2, 3, 1).reshape(-1, 200).requires_grad_()
+    row_target = target.permute(0, 2, 3, 1).reshape(-1, 200) if soft else target.flatten()
+    row_losses = criterion(rows, row_target)
+    row_losses.sum().backward()
+    assert torch.equal(losses.flatten(), row_losses)
+    assert torch.equal(logits.grad.permute(0, 2, 3, 1).reshape(-1, 200), rows.grad)
+
+
+@pytest.mark.parametrize("shape", [(3, 5, 7), (2, 4, 3, 2, 5), (1, 4, 1, 6), (3, 4, 5, 1)])
+def test_classes_that_lie_last(shape: tuple[int, ...]) -> None:
+    """In any number of dimensions, of one element too; and a target in another layout."""
+    target = probabilities(shape, torch.float32)
+    base = torch.randn(shape)
+    plain = base.clone().requires_grad_()
+    expected = F.cross_entropy(plain, target, reduction="none")
+    upstream = torch.rand_like(expected)
+    expected.backward(upstream)
+    logits = base.movedim(1, -1).contiguous().movedim(-1, 1).requires_grad_()
+    losses = ta.PerSampleCrossEntropy()(logits, target)
+    (grad,) = torch.autograd.grad(losses, logits, upstream)
+    torch.testing.assert_close(losses, expected, rtol=2e-6, atol=2e-6)
+    torch.testing.assert_close(grad, plain.grad, rtol=1e-5, atol=1e-6)
+    assert grad.movedim(1, -1).is_contiguous()
+
+
 def test_threads_do_not_change_a_bit() -> None:
     for shape in ((300, 700), (3, 7, 61, 59)):
         results = []
@@ -366,8 +409,7 @@ def test_memory_of_one_logits_tensor() -> None:
     size = logits.numel() * logits.element_size()
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as log:
         criterion(logits, target).sum().backward()
-    allocated = sum(max(event.self_cpu_memory_usage, 0) for event in log.events())
-    assert size <= allocated < 1.01 * size
+    assert size <= allocated(log) < 1.01 * size
 
 
 def test_options_combine() -> None:

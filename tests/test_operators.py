@@ -168,6 +168,7 @@ CALLS: list[tuple[str, tuple]] = [
     ("follow_lam", (torch.rand(5), None, torch.rand(5), LAM_RULE.clone(), scalar(0.5))),
     ("lam_sums", (torch.rand(5), None, torch.rand(5), LAM_RULE.clone(), torch.zeros(9).double())),
     *[("weighted_softmax_loss", weighted_loss_arguments(dtype)) for dtype in DTYPES],
+    ("weighted_softmax_loss", weighted_loss_arguments(at_once=False)),
     *[("sgd_step_", step_arguments(dtype)) for dtype in DTYPES],
     ("sgd_step_", step_arguments(momenta=[], momentum=0.0, lr_tensor=scalar(0.1))),
     ("sgd_step_", step_arguments(grad_scale=scalar(2.0), found_inf=scalar(0.0), fresh=True)),

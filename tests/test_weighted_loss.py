@@ -2,6 +2,7 @@
 
 import copy
 import math
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import torch_absgd as ta
+from torch_absgd import weighted_loss
 from torch_absgd.weighted_loss import AT_ONCE, can_weigh_at_once
 
 COUNTS = [50, 20, 10, 5, 2]
@@ -128,6 +130,83 @@ def test_soft_targets_and_dense_prediction() -> None:
     )
     torch.testing.assert_close(criterion(logits, soft), apart.weigh(loss(logits, soft)))
     assert criterion.weights.shape == (4, 3, 2)
+
+
+@pytest.fixture
+def later(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The gradient in the backward pass, as on a card."""
+    monkeypatch.setattr(weighted_loss, "gives_gradient_at_once", lambda logits: False)
+
+
+@pytest.mark.usefixtures("later")
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("loss", [*LOSSES.values(), *SIGMOID.values()])
+def test_a_later_gradient_is_that_of_loss_then_weigh(
+    loss: Callable[..., nn.Module], dtype: torch.dtype
+) -> None:
+    is_sigmoid = loss in SIGMOID.values()
+    loss = loss(ignore_index=UNKNOWN) if is_sigmoid else loss()
+    criterion = ta.AttentionalLoss(loss, lam=0.7)
+    apart = ta.ABSGD([nn.Parameter(torch.zeros(1))], lam=0.7)
+    logits, target = (labels if is_sigmoid else batch)(dtype, 0, True)
+    assert can_weigh_at_once(loss, logits, target, criterion.weigher)
+    total = criterion(logits, target)
+    again = logits.detach().clone().requires_grad_()
+    expected = apart.weigh(loss(again, target), loss.counted(target))
+    for scale in (1, 1024):
+        for scalar, x in ((total, logits), (expected, again)):
+            x.grad = None
+            (scale * scalar).backward(retain_graph=True)
+        torch.testing.assert_close(logits.grad, again.grad)
+
+
+@pytest.mark.usefixtures("later")
+def test_a_later_gradient_is_differentiable_once_and_knows_changed_logits() -> None:
+    x, target = batch(torch.float64, 0, False)
+    logits = 2 * x
+    criterion = ta.AttentionalLoss(ta.PerSampleCrossEntropy(), lam=1.0)
+    total = criterion(logits, target)
+    (grad,) = torch.autograd.grad(total, x, create_graph=True)
+    with pytest.raises((NotImplementedError, RuntimeError), match="differentiated once"):
+        grad.sum().backward()
+    total = criterion(logits, target)
+    with torch.no_grad():
+        logits.add_(1)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        total.backward()
+
+
+@pytest.mark.usefixtures("later")
+@pytest.mark.parametrize("loss", [ta.PerSampleLDAM(COUNTS), ta.PerSampleBCE(ignore_index=UNKNOWN)])
+def test_a_later_gradient_compiles(loss: nn.Module) -> None:
+    criterion = ta.AttentionalLoss(loss, lam=1.0)
+    eager = copy.deepcopy(criterion)
+    compiled = torch.compile(criterion, fullgraph=True)
+    logits, target = (labels if isinstance(loss, ta.PerSampleBCE) else batch)(
+        torch.float32, 0, True
+    )
+    (3 * compiled(logits, target)).backward()
+    again = logits.detach().clone().requires_grad_()
+    (3 * eager(again, target)).backward()
+    torch.testing.assert_close(logits.grad, again.grad)
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+def test_channels_last_logits_have_a_channels_last_gradient(
+    at_once: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(weighted_loss, "gives_gradient_at_once", lambda logits: at_once)
+    logits = torch.randn(2, 5, 4, 3).to(memory_format=torch.channels_last).requires_grad_()
+    target = torch.randint(5, (2, 4, 3))
+    criteria = [ta.AttentionalLoss(ta.PerSampleCrossEntropy(), lam=1.0) for _ in range(3)]
+    criteria[1] = torch.compile(criteria[1], fullgraph=True, backend="aot_eager")
+    expected = logits.detach().contiguous().requires_grad_()
+    criteria[2](expected, target).backward()
+    for criterion in criteria[:2]:
+        logits.grad = None
+        criterion(logits, target).backward()
+        assert logits.grad.stride() == logits.stride()
+        torch.testing.assert_close(logits.grad, expected.grad)
 
 
 def test_shares_the_optimizers_state_and_remembers_the_batch() -> None:

@@ -25,6 +25,15 @@ def require(condition: bool, message: str) -> None:
         raise RuntimeError(message)
 
 
+def check_factor(factor: Tensor | None, dtype: torch.dtype, logits: Tensor) -> None:
+    """Of a scalar that multiplies a backward operator's whole ``grad_loss``."""
+    require(
+        factor is None
+        or (factor.numel() == 1 and factor.dtype is dtype and factor.device == logits.device),
+        f"factor must be one value of {dtype} on the logits' device",
+    )
+
+
 def is_transformed() -> bool:
     """Whether ``torch.func`` calls, outside of a compiler."""
     return not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()

@@ -17,6 +17,7 @@ from ._differentiable import (
     arithmetic_type,
     as_samples,
     backward_twice,
+    check_factor,
     in_front,
     loss_of,
     refuse_mapped_options,
@@ -186,6 +187,7 @@ def _(
     focal_gamma: float,
     label_smoothing: float,
     ignore_index: int,
+    factor: Tensor | None = None,
 ) -> Tensor:
     numbers = (scale, focal_gamma, label_smoothing)
     shape, dtype = _check(logits, target, (weight, margin, offset), numbers)
@@ -195,6 +197,11 @@ def _(
             values.numel() == n and values.dtype is dtype and values.device == logits.device,
             f"{name} must be {n} value(s) of {dtype} on the logits' device",
         )
+    check_factor(factor, dtype, logits)
+    if logits.dim() > 2 and not logits.is_contiguous():
+        rows = logits.movedim(1, -1)
+        if rows.is_contiguous():  # as in channels_last memory: so is the gradient
+            return torch.empty_like(rows).movedim(-1, 1)
     return torch.empty_like(logits, memory_format=torch.contiguous_format)
 
 

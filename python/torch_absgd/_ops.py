@@ -259,13 +259,14 @@ def _(
     max_weight: float,
     keep_loss: bool,
     bounded: bool,
+    at_once: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     options = (weight, margin, offset, scale, focal_gamma, label_smoothing, ignore_index)
     per_class = {"weight": weight, "margin": margin, "offset": offset, "class_weight": class_weight}
     for name, tensor in {"target": target, **per_class}.items():
         if tensor is not None:
             _check_device(logits, name, tensor)
-    losses, _ = torch.ops.absgd.softmax_loss(logits, target, *options)
+    losses, saved = torch.ops.absgd.softmax_loss(logits, target, *options)
     _check_batch(losses, mask, base_weight)
     if class_weight is not None:
         classes = logits.shape[0 if logits.dim() == 1 else 1]
@@ -274,7 +275,10 @@ def _(
             f"class_weight must be {classes} value(s) of {losses.dtype}, "
             f"got {tuple(class_weight.shape)} of {class_weight.dtype}",
         )
-    return _weighted(logits, losses, lam_rule, lam, log_s, log_s_lam, reports)
+    _check_state(losses, lam_rule, lam, log_s, log_s_lam, reports)
+    if at_once:
+        saved = torch.ops.absgd.softmax_loss_backward(losses, logits, target, saved, *options)
+    return losses.new_empty(()), losses, _weights_like(losses), saved
 
 
 @register_fake("absgd::weighted_sigmoid_loss")
@@ -301,23 +305,27 @@ def _(
     max_weight: float,
     keep_loss: bool,
     bounded: bool,
+    at_once: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     numbers = (label_smoothing, focal_alpha, focal_gamma, ignore_index, per_sample)
-    losses, _ = torch.ops.absgd.sigmoid_loss(logits, target, weight, pos_weight, *numbers)
+    options = (weight, pos_weight, *numbers)
+    losses, known = torch.ops.absgd.sigmoid_loss(logits, target, *options)
     _check_batch(losses, mask, base_weight)
-    return _weighted(logits, losses, lam_rule, lam, log_s, log_s_lam, reports)
+    _check_state(losses, lam_rule, lam, log_s, log_s_lam, reports)
+    if at_once:
+        known = torch.ops.absgd.sigmoid_loss_backward(losses, logits, target, known, *options)
+    return losses.new_empty(()), losses, _weights_like(losses), known
 
 
-def _weighted(
-    logits: Tensor,
+def _check_state(
     losses: Tensor,
     lam_rule: Tensor | None,
     lam: Tensor,
     log_s: Tensor,
     log_s_lam: Tensor,
     reports: Tensor,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """What both weighted losses check of the rule's state, and return."""
+) -> None:
+    """What both weighted losses check of the rule's state."""
     _check_doubles(
         losses,
         lam_rule=(lam_rule, LAM_RULE_SIZE),
@@ -326,5 +334,3 @@ def _weighted(
         log_s_lam=(log_s_lam, 1),
         reports=(reports, 2 * REPORT_SIZE),
     )
-    grad = torch.empty_like(logits, memory_format=torch.contiguous_format)
-    return losses.new_empty(()), losses, _weights_like(losses), grad

@@ -15,6 +15,7 @@ from ._differentiable import (
     arithmetic_type,
     as_samples,
     backward_twice,
+    check_factor,
     in_front,
     loss_of,
     refuse_mapped_options,
@@ -117,6 +118,7 @@ def _(
     focal_gamma: float,
     ignore_index: float | None,
     per_sample: bool,
+    factor: Tensor | None = None,
 ) -> Tensor:
     dtype = _check(logits, target, weight, pos_weight)
     _check_numbers(label_smoothing, alpha, focal_gamma, ignore_index)
@@ -129,6 +131,7 @@ def _(
             value.numel() == n and value.dtype is dtype and value.device == logits.device,
             f"{name} must be {n} contiguous value(s) of {dtype} on the logits' device",
         )
+    check_factor(factor, dtype, logits)
     return torch.empty_like(logits, memory_format=torch.contiguous_format)
 
 

@@ -1,8 +1,14 @@
-"""One of our losses, its weights and its gradient in one operator, for `AttentionalLoss`.
+"""A loss of ours, its weights and, on a CPU, its gradient in one operator, for `AttentionalLoss`.
 
 The same numbers as ``weigh(criterion(input, target))``. On a small batch the dispatch and autograd
-of two steps cost more than their arithmetic; and logits that are still in the cache when the
-weights are known give their gradient at once.
+of two steps cost more than their arithmetic; and on a CPU, logits that are still in the cache when
+the weights are known give their gradient at once.
+
+On a card the gradient is left to the backward pass, whatever the size. At once, it would be written
+in the forward pass, and read and written again by a product with what comes from above, of which no
+CPU can tell that it is 1 without waiting: with the logits read twice, five passes over (N, C) and a
+launch more than the three of the later gradient, which takes that factor along. Counted in bytes
+and launches; not measured.
 """
 
 from __future__ import annotations
@@ -18,9 +24,7 @@ from .losses import PerSampleLoss
 from .sigmoid_losses import PerSampleSigmoidLoss
 from .weigher import Weigher, is_checkpointing
 
-# Logits. Of more, what has left a CPU's cache costs more than is saved. On a card the gradient is
-# multiplied once more, which for so many takes about as long as a launch; reckoned, not measured.
-AT_ONCE = 2**20
+AT_ONCE = 2**20  # logits on a CPU; of more, what has left the cache costs more than is saved
 
 
 class WithGradient(torch.autograd.Function):
@@ -46,13 +50,43 @@ def _is_one(grad_total: Tensor) -> bool:
     return not torch.compiler.is_compiling() and grad_total.is_cpu and grad_total.item() == 1
 
 
+class WithLaterGradient(torch.autograd.Function):
+    """``total``, whose gradient in logits the loss's backward operator gives when it is asked for.
+
+    ``kept`` is what that operator takes after the logits, up to ``numbers``."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        logits: Tensor,
+        total: Tensor,
+        rows: Tensor,
+        operator: Any,
+        numbers: tuple[Any, ...],
+        *kept: Tensor | None,
+    ) -> Tensor:
+        ctx.save_for_backward(rows, logits, *kept)
+        ctx.operator, ctx.numbers = operator, numbers
+        return total.detach()
+
+    @staticmethod
+    def backward(ctx: Any, grad_total: Tensor) -> tuple[Tensor | None, ...]:
+        rows, *tensors = ctx.saved_tensors
+        grad = ctx.operator(rows[1], *tensors, *ctx.numbers, grad_total)
+        return grad, *[None] * (3 + len(tensors))
+
+
+def gives_gradient_at_once(logits: Tensor) -> bool:
+    return logits.device.type == "cpu"
+
+
 def can_weigh_at_once(
     criterion: Any, input: Any, target: Any, weigher: Weigher, class_weight: Tensor | None = None
 ) -> TypeGuard[PerSampleLoss | PerSampleSigmoidLoss]:
-    """Whether `weigh_at_once` applies: a loss of ours as it stands, one loss an element, logits of
-    no great size to differentiate, by autograd and not by ``torch.func``, one process, one batch,
-    and nobody who waits for the scalar's backward pass. Not in float16, where a gradient may need
-    its scale to be representable."""
+    """Whether `weigh_at_once` applies: a loss of ours as it stands, one loss an element, logits to
+    differentiate, by autograd and not by ``torch.func``, one process, one batch,
+    and nobody who waits for the scalar's backward pass. If the gradient comes at once: no great
+    size, and not float16, where it may need its scale to be representable."""
     return (
         isinstance(input, Tensor)
         and isinstance(target, Tensor)
@@ -60,8 +94,10 @@ def can_weigh_at_once(
         and is_untouched(criterion)
         and input.requires_grad
         and not target.requires_grad
-        and input.numel() <= AT_ONCE
-        and input.dtype is not torch.float16
+        and not (
+            gives_gradient_at_once(input)
+            and (input.numel() > AT_ONCE or input.dtype is torch.float16)
+        )
         and weigher.accumulation is None
         and weigher.stepper is None
         and not weigher.is_frozen
@@ -123,11 +159,13 @@ def weigh_at_once(
     arguments: tuple[Any, ...]
     if isinstance(criterion, PerSampleLoss):
         operator = torch.ops.absgd.weighted_softmax_loss.default
+        backward, n_tensors = torch.ops.absgd.softmax_loss_backward.default, 3
         target = target.to(dtype) if target.is_floating_point() else target
         of_classes = None if class_weight is None else class_weight.to(dtype)
         arguments = (mask, base, of_classes)
     else:
         operator = torch.ops.absgd.weighted_sigmoid_loss.default
+        backward, n_tensors = torch.ops.absgd.sigmoid_loss_backward.default, 2
         known = criterion.counted(target)
         if known is not None:
             mask = known if mask is None else known & mask
@@ -137,17 +175,26 @@ def weigh_at_once(
     if state.rule is not None and not torch.compiler.is_compiling():
         weigher.watch.check_reachable(state, shape.numel())
     lam, *written = state.normaliser()
+    options = criterion.options(input)
+    at_once = gives_gradient_at_once(input)
     total, losses, rows, grad = operator(
         input.detach(),
         target,
-        *criterion.options(input),
+        *options,
         *arguments,
         None if state.rule is None else state.lam_rule,
         lam,
         *written,
         *state.constants(),
+        at_once,
     )
     torch.autograd.graph.increment_version(written if state.rule is None else [lam, *written])
     weigher.remember(rows, losses, mask, base)
-    scalar: Tensor = WithGradient.apply(input, total, grad)
+    scalar: Tensor
+    if at_once:
+        scalar = WithGradient.apply(input, total, grad)
+    else:
+        per_class, numbers = options[:n_tensors], options[n_tensors:]
+        kept = (target, grad, *per_class)
+        scalar = WithLaterGradient.apply(input, total, rows, backward, numbers, *kept)
     return scalar

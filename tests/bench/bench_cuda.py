@@ -7,7 +7,8 @@ Three times of each piece of work, medians over --repeats: on the device, by CUD
 cache swept before; of the replay of a CUDA graph; and the wall time of a call with its Python, in a
 queue of calls. Bandwidth is the least traffic that the work needs (inputs read once, outputs
 written once) over the first, as a fraction of a device-to-device copy measured in the same run.
-Each is an NVTX range for ncu and nsys. --rehearse runs everything once, tiny and on the CPU.
+Each is an NVTX range, for ncu and nsys, within one of "cross-entropy", "step" or "weigh".
+--rehearse runs everything once, tiny and on the CPU.
 """
 
 from __future__ import annotations
@@ -65,6 +66,26 @@ def losses(shapes: tuple[tuple[int, int], ...], device: str) -> Iterator[Work]:
                 criterion(x, y).sum().backward()
 
             what = f"cross-entropy, forward and backward, {shape[0]} × {shape[1]}"
+            yield Work(what, name, both, 3 * x.numel() * x.element_size())
+
+
+def weighted_losses(shapes: tuple[tuple[int, int], ...], device: str) -> Iterator[Work]:
+    for n, classes in shapes:
+        x = torch.randn(n, classes, device=device, requires_grad=True)
+        y = torch.randint(classes, (n,), device=device)
+        loss = ta.PerSampleCrossEntropy()
+        opt = ta.ABSGD([nn.Parameter(torch.zeros(1, device=device))], lam=1.0)
+        ways = {
+            "AttentionalLoss": ta.AttentionalLoss(loss, lam=1.0).to(device),
+            "loss, then weigh": lambda x, y, loss=loss, opt=opt: opt.weigh(loss(x, y)),
+        }
+        for name, criterion in ways.items():
+
+            def both(criterion: Callable = criterion, x: Tensor = x, y: Tensor = y) -> None:
+                x.grad = None
+                criterion(x, y).backward()
+
+            what = f"cross-entropy, weighted, forward and backward, {n} × {classes}"
             yield Work(what, name, both, 3 * x.numel() * x.element_size())
 
 
@@ -131,7 +152,7 @@ def wall_time(work: Callable[[], object], repeats: int, synchronize: Callable[[]
 
 
 def row_of(work: Work, repeats: int, sweep: Tensor, copy: float) -> str:
-    with torch.cuda.nvtx.range(work.what):
+    with torch.cuda.nvtx.range(work.what.split(",")[0]), torch.cuda.nvtx.range(work.what):
         for _ in range(5):
             work.do()
         on_device = device_time(work.do, repeats, sweep)
@@ -175,6 +196,7 @@ def table(repeats: int) -> list[str]:
     ]
     for works in (
         losses(LOSS_SHAPES, "cuda"),
+        weighted_losses(LOSS_SHAPES, "cuda"),
         steps(STEP_SIZES, "cuda"),
         weights(BATCHES, "cuda"),
     ):
@@ -192,7 +214,8 @@ def main() -> None:
     args = parser.parse_args()
     if args.rehearse:
         shapes, lists, batches = TINY
-        works = [*losses(shapes, "cpu"), *steps(lists, "cpu"), *weights(batches, "cpu")]
+        works = [*losses(shapes, "cpu"), *weighted_losses(shapes, "cpu")]
+        works += [*steps(lists, "cpu"), *weights(batches, "cpu")]
         lines = [rehearsed_row(work) for work in works]
     elif cuda_status() != "loaded":
         raise SystemExit(f"bench_cuda: nothing measured: {cuda_status()}")

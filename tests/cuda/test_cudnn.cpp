@@ -85,7 +85,7 @@ TEST_F(CudnnSoftmax, LossAndGradientAreTheSame) {
                       ABSGD_OK);
             ASSERT_EQ(absgd_softmax_loss_backward_cuda(ABSGD_FLOAT32, &spec, logits.data(),
                                                        target.data(), nullptr, saved.data(),
-                                                       ones.data(), grad.data(), nullptr),
+                                                       ones.data(), nullptr, grad.data(), nullptr),
                       ABSGD_OK);
 
             check_cudnn(cudnnSoftmaxForward(handle_, CUDNN_SOFTMAX_LOG, CUDNN_SOFTMAX_MODE_CHANNEL,
@@ -134,8 +134,8 @@ TEST_F(CudnnSoftmax, TimesBesideEachOther) {
             absgd_softmax_loss_forward_cuda(ABSGD_FLOAT32, &spec, logits.data(), target.data(),
                                             nullptr, loss.data(), saved.data(), nullptr);
             absgd_softmax_loss_backward_cuda(ABSGD_FLOAT32, &spec, logits.data(), target.data(),
-                                             nullptr, saved.data(), ones.data(), grad.data(),
-                                             nullptr);
+                                             nullptr, saved.data(), ones.data(), nullptr,
+                                             grad.data(), nullptr);
         };
         const auto theirs = [&] {
             check_cudnn(cudnnSoftmaxForward(handle_, CUDNN_SOFTMAX_LOG, CUDNN_SOFTMAX_MODE_CHANNEL,

@@ -75,20 +75,23 @@ Result on_cpu(const Problem &p) {
     return {decode(A, loss), decode(p.dtype, grad)};
 }
 
-Result on_device(const Problem &p) {
+/* factor 0 is none */
+Result on_device(const Problem &p, double factor = 0.0) {
     const absgd_dtype A = arithmetic_type(p.dtype);
     const size_t n = p.losses();
     const DeviceArray<char> logits(encode(p.dtype, p.logits)), target(encode(A, p.target)),
         weight(encode(A, p.weight)), pos_weight(encode(A, p.pos_weight)),
         upstream(encode(A, upstream_of(p))), loss(Bytes(n * size_of(A))),
-        known(Bytes(n * size_of(A))), grad(Bytes(p.logits.size() * size_of(p.dtype)));
+        known(Bytes(n * size_of(A))), grad(Bytes(p.logits.size() * size_of(p.dtype))),
+        grad_factor(encode(A, {factor}));
     const absgd_sigmoid_loss spec = p.spec(p.weight.empty() ? nullptr : weight.data(),
                                            p.pos_weight.empty() ? nullptr : pos_weight.data());
     EXPECT_EQ(absgd_sigmoid_loss_forward_cuda(p.dtype, &spec, logits.data(), target.data(),
                                               loss.data(), known.data(), nullptr),
               ABSGD_OK);
-    EXPECT_EQ(absgd_sigmoid_loss_backward_cuda(p.dtype, &spec, logits.data(), target.data(),
-                                               known.data(), upstream.data(), grad.data(), nullptr),
+    EXPECT_EQ(absgd_sigmoid_loss_backward_cuda(
+                  p.dtype, &spec, logits.data(), target.data(), known.data(), upstream.data(),
+                  factor == 0.0 ? nullptr : grad_factor.data(), grad.data(), nullptr),
               ABSGD_OK);
     return {decode(A, loss.get()), decode(p.dtype, grad.get())};
 }
@@ -109,6 +112,14 @@ TEST_P(CudaSigmoidLoss, EveryLossIsTheCpus) {
             expect_close(got.grad, wanted.grad, 2 * of_type + 20 * of_sums, 20 * of_sums,
                          "gradient");
         }
+    }
+}
+
+TEST_P(CudaSigmoidLoss, AFactorMultipliesAllOfGradLoss) {
+    for (const Problem &p : problems(GetParam(), 5, 7, 1)) {
+        Result wanted = on_device(p);
+        for (double &g : wanted.grad) g *= 4.0;
+        expect_close(on_device(p, 4.0).grad, wanted.grad, 0.0, 1e-6, "gradient");
     }
 }
 

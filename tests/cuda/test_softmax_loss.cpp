@@ -101,8 +101,8 @@ Result on_cpu(const Problem &p) {
     return {decode(A, loss), decode(p.dtype, grad)};
 }
 
-/* Logits and gradients lie `shift` elements into their memory. */
-Result on_device(const Problem &p, size_t shift = 0) {
+/* Logits and gradients lie `shift` elements into their memory; factor 0 is none. */
+Result on_device(const Problem &p, size_t shift = 0, double factor = 0.0) {
     const absgd_dtype A = arithmetic_type(p.dtype);
     const size_t skip = shift * size_of(p.dtype), n = p.samples();
     Bytes logits_bytes = encode(p.dtype, p.logits);
@@ -110,7 +110,8 @@ Result on_device(const Problem &p, size_t shift = 0) {
     const DeviceArray<char> logits(logits_bytes), weight(encode(A, p.weight)),
         margin(encode(A, p.margin)), offset(encode(A, p.offset)), q(encode(A, p.soft_target)),
         upstream(encode(A, upstream_of(p))), loss(Bytes(n * size_of(A))),
-        saved(Bytes(ABSGD_LOSS_SAVED * n * size_of(A))), grad(Bytes(logits_bytes.size()));
+        saved(Bytes(ABSGD_LOSS_SAVED * n * size_of(A))), grad(Bytes(logits_bytes.size())),
+        grad_factor(encode(A, {factor}));
     const DeviceArray<int64_t> target(p.target);
     const absgd_softmax_loss spec = p.spec(p.weight.empty() ? nullptr : weight.data(),
                                            p.margin.empty() ? nullptr : margin.data(),
@@ -120,9 +121,9 @@ Result on_device(const Problem &p, size_t shift = 0) {
     EXPECT_EQ(absgd_softmax_loss_forward_cuda(p.dtype, &spec, logits.data() + skip, y, soft,
                                               loss.data(), saved.data(), nullptr),
               ABSGD_OK);
-    EXPECT_EQ(absgd_softmax_loss_backward_cuda(p.dtype, &spec, logits.data() + skip, y, soft,
-                                               saved.data(), upstream.data(), grad.data() + skip,
-                                               nullptr),
+    EXPECT_EQ(absgd_softmax_loss_backward_cuda(
+                  p.dtype, &spec, logits.data() + skip, y, soft, saved.data(), upstream.data(),
+                  factor == 0.0 ? nullptr : grad_factor.data(), grad.data() + skip, nullptr),
               ABSGD_OK);
     Bytes grad_bytes = grad.get();
     grad_bytes.erase(grad_bytes.begin(), grad_bytes.begin() + skip);
@@ -168,6 +169,14 @@ TEST_P(CudaLoss, UnalignedLogits) {
     for (int64_t classes : {16, 2048}) {
         const Problem p = cross_entropy(GetParam(), 5, classes, 1, 3);
         expect_same(p, on_device(p, 1));
+    }
+}
+
+TEST_P(CudaLoss, AFactorMultipliesAllOfGradLoss) {
+    for (const Problem &p : variants(cross_entropy(GetParam(), 5, 300, 1, 9))) {
+        Result wanted = on_device(p);
+        for (double &g : wanted.grad) g *= 4.0;
+        expect_close(on_device(p, 0, 4.0).grad, wanted.grad, 0.0, 1e-6, "gradient");
     }
 }
 

@@ -154,13 +154,52 @@ TEST(Launches, AStepIsOneForSixHundredAndFortyTensors) {
     std::vector<absgd_tensor> tensors;
     for (int i = 0; i < 700; i++) tensors.push_back({&w[i], &g[i], nullptr, i % 2, 0});
     const absgd_sgd_options options = {0.1, 0, 0, 0, 1, 0, 0, 0};
-    for (int64_t n : {0, 1, 2, 640, 700}) {
+    const auto launches = [&](int64_t n) {
         const int before = cuda_on_cpu::launches;
-        ASSERT_EQ(absgd_sgd_step_cuda(ABSGD_FLOAT32, tensors.data(), n, &options, nullptr, nullptr,
+        EXPECT_EQ(absgd_sgd_step_cuda(ABSGD_FLOAT32, tensors.data(), n, &options, nullptr, nullptr,
                                       nullptr, nullptr),
                   ABSGD_OK);
-        EXPECT_EQ(cuda_on_cpu::launches - before, n < 2 ? 0 : 1); /* empty tensors do not count */
+        return cuda_on_cpu::launches - before;
+    };
+    for (int64_t n : {0, 1, 2, 640, 700}) {
+        EXPECT_EQ(launches(n), n < 2 ? 0 : 1); /* empty tensors do not count */
     }
+    for (absgd_tensor &t : tensors) t.numel = 1;
+    EXPECT_EQ(launches(640), 1); /* the list's capacity */
+    for (float &x : g) x = 1.0f;
+    EXPECT_EQ(launches(641), 2);
+    for (int i = 0; i < 700; i++) EXPECT_EQ(w[i], i < 641 ? -0.1f : 0.0f);
+}
+
+TEST(Launches, AWeightedLossIsOne) {
+    const int64_t n = 3000; /* two chunks */
+    const DeviceArray<float> logits(std::vector<float>(2 * n, 0.0f)),
+        loss(std::vector<float>(n, 0.0f)), saved(std::vector<float>(3 * n, 0.0f)),
+        weights(loss.get()), coefficients(loss.get()), total(0.0f);
+    const DeviceArray<int64_t> target(std::vector<int64_t>(n, 1));
+    const DeviceArray<uint8_t> counts(std::vector<uint8_t>(n, 0));
+    const DeviceArray<double> lam(1.0), log_s(NAN), log_s_lam(1.0);
+    const DeviceArray<absgd_report> reports(std::vector<absgd_report>(2));
+    const DeviceArray<absgd_stats> scratch(std::vector<absgd_stats>(2));
+    const absgd_rule rule = {0.9, 1.0, NAN, 2.0, 0, 0};
+    const absgd_softmax_loss spec = {n, 2, 1, nullptr, nullptr, nullptr, 1.0, 0.0, 0.0, -100};
+    absgd_weighting w = {};
+    w.lam = lam.data();
+    w.rule = &rule;
+    w.log_s = log_s.data();
+    w.log_s_lam = log_s_lam.data();
+    w.reports = reports.data();
+    w.counts = counts.data();
+    w.scratch = scratch.data();
+    w.weights = weights.data();
+    w.coefficients = coefficients.data();
+    w.total = total.data();
+    const int before = cuda_on_cpu::launches;
+    ASSERT_EQ(absgd_weighted_softmax_loss_cuda(ABSGD_FLOAT32, &spec, logits.data(), target.data(),
+                                               nullptr, &w, loss.data(), saved.data(), nullptr),
+              ABSGD_OK);
+    EXPECT_EQ(cuda_on_cpu::launches, before + 1);
+    EXPECT_NEAR(total.get()[0], std::log(2.0), 1e-6); /* all losses alike, all weights 1 */
 }
 
 } // namespace

@@ -115,7 +115,7 @@ template <bool PLAIN, int V> std::vector<double> softmax_loss(int blocks, int th
                      loss.data(), saved.data()),
               ABSGD_OK);
     EXPECT_EQ(launch(loss_backward_kernel<PLAIN, V, float>, {blocks, threads}, nullptr, call,
-                     saved.data(), up.data(), grad.data()),
+                     saved.data(), up.data(), static_cast<const float *>(nullptr), grad.data()),
               ABSGD_OK);
     std::vector<double> got = as_doubles(loss);
     const std::vector<double> gradient = as_doubles(grad);
