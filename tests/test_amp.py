@@ -125,8 +125,8 @@ def test_grad_scaler_with_accumulation_and_clipping() -> None:
 @pytest.mark.parametrize("options", [{}, {"fused": True}], ids=str)
 @pytest.mark.parametrize("is_finalized", [False, True], ids=["", "finalized"])
 def test_a_window_whose_step_is_skipped(options: dict, is_finalized: bool) -> None:
-    """It is dropped, unless the batch was taken in: by `finalize_grads_`, or by `step` itself, which
-    the scaler calls where it leaves the overflow to it."""
+    """It is dropped, unless the batch was taken in: by `finalize_grads_`, or by `step`, which
+    the scaler calls where it leaves overflows to it."""
     p = torch.linspace(-1, 2, 6).requires_grad_()
     opt = ABSGD([p], lr=0.1, momentum=0.9, lam=0.5, **options)
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
