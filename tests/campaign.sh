@@ -44,10 +44,11 @@ stage trainings trainings
 stage extended_trainings python tests/campaign/trainings.py "$(times 2000)" 10000 --extended
 stage compiled_trainings python tests/campaign/trainings.py "$(times 200)" 1000 --compiled
 stage soak python tests/campaign/soak.py "$(times 1000000)" "$folder/soak.pt"
-stage step_under_asan tests/asan.sh python tests/campaign/step_twins.py "$(times 100000)"
+stage step_under_asan tests/sanitized.sh address python tests/campaign/step_twins.py "$(times 100000)"
 stage kills python tests/campaign/kills.py "$(times 200)"
 stage torchrun python -m pytest -q -p no:cacheprovider tests/distributed/test_torchrun.py
 stage threads tests/tsan.sh "$(times 2000)"
+stage operators_under_tsan tests/sanitized.sh thread python tests/campaign/threads.py "$(times 1000)"
 stage c_abi_fuzzing tests/fuzz/run.sh "$(times 3600)" "$folder/corpus"
 stage compilers tests/compilers.sh
 exit $failed

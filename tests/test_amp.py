@@ -120,3 +120,38 @@ def test_grad_scaler_with_accumulation_and_clipping() -> None:
 
     scaled = train(torch.amp.GradScaler("cpu", init_scale=2.0**10))
     torch.testing.assert_close(scaled, train(torch.amp.GradScaler("cpu", enabled=False)))
+
+
+@pytest.mark.parametrize("options", [{}, {"fused": True}], ids=str)
+@pytest.mark.parametrize("is_finalized", [False, True], ids=["", "finalized"])
+def test_a_window_whose_step_is_skipped(options: dict, is_finalized: bool) -> None:
+    """It is dropped, unless the batch was taken in: by `finalize_grads_`, or by `step`, which
+    the scaler calls where it leaves overflows to it."""
+    p = torch.linspace(-1, 2, 6).requires_grad_()
+    opt = ABSGD([p], lr=0.1, momentum=0.9, lam=0.5, **options)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
+
+    def window(bad: bool) -> None:
+        for part in (slice(0, 2), slice(2, 6)):
+            with opt.accumulate():
+                scaler.scale(opt.weigh(p[part].square())).backward()
+        if bad:
+            p.grad[2] = torch.inf
+        if is_finalized:
+            scaler.unscale_(opt)
+            opt.finalize_grads_()
+        scaler.step(opt)
+        scaler.update()
+        opt.zero_grad()
+
+    window(bad=False)
+    before, log_s = snapshot(opt), opt.log_s
+    window(bad=True)
+    assert scaler.get_scale() == 2.0**9
+    assert all(map(torch.equal, before, snapshot(opt)))
+    assert torch.equal(opt.log_s, log_s) == (not options and not is_finalized)
+    taken_in = 0.1 * log_s.exp() + 0.9 * p.detach().double().square().div(0.5).exp().mean()
+    if options or is_finalized:
+        torch.testing.assert_close(opt.log_s, taken_in.log(), rtol=1e-6, atol=0)
+    window(bad=False)
+    assert not torch.equal(p, before[0]) and p.isfinite().all()

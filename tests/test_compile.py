@@ -96,6 +96,29 @@ def test_model_loss_and_weights_are_one_graph(backend: str) -> None:
     assert graphs() == 1
 
 
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_complex_parameters(momentum: float) -> None:
+    """Beside real ones: as a graph of functions torch takes view_as_real's result for complex."""
+    results = []
+    for compiled in (False, True):
+        random = torch.Generator().manual_seed(0)
+        params = [
+            torch.randn(3, generator=random, dtype=dtype).requires_grad_()
+            for dtype in (torch.complex64, torch.float32)
+        ]
+        opt = ta.ABSGD(params, lr=0.1, momentum=momentum, weight_decay=0.1)
+        step_ = (
+            torch.compile(opt.step, fullgraph=True, backend="aot_eager") if compiled else opt.step
+        )
+        for _ in range(3):
+            for p in params:
+                p.grad = torch.randn(3, generator=random, dtype=p.dtype)
+            step_()
+        results.append([p.detach() for p in params])
+    for ours, eager in zip(*results, strict=True):
+        torch.testing.assert_close(ours, eager)
+
+
 @pytest.mark.parametrize("form", ["torch", "polyak"])
 @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
 def test_the_step_is_one_graph(backend: str, form: str) -> None:

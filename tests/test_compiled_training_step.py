@@ -107,6 +107,36 @@ def test_a_training_step_by_inductor() -> None:
     assert counters["stats"]["unique_graphs"] == 2
 
 
+def train_leaf(**options: object) -> Iterator[Tensor]:
+    """A parameter of no module, after each step. Once torch has seen it in an optimizer, a traced
+    backward() does not find it."""
+    w = torch.eye(6, 4, requires_grad=True)
+    opt = ta.ABSGD([w], lr=0.1, momentum=0.9)
+
+    def step(x: Tensor, y: Tensor) -> None:
+        opt.weigh(F.cross_entropy(x @ w, y, reduction="none")).backward()
+        opt.step()
+        opt.zero_grad()
+
+    compiled = torch.compile(step, backend="eager", **options) if options else step
+    random = torch.Generator().manual_seed(1)
+    for _ in range(STEPS):
+        compiled(torch.randn(16, 6, generator=random), torch.randint(4, (16,), generator=random))
+        yield w.detach().clone()
+
+
+def test_gradients_that_a_graph_loses_are_an_error() -> None:
+    steps = train_leaf(fullgraph=True)
+    next(steps)
+    with pytest.raises(Exception, match="no parameter has a gradient"):
+        next(steps)
+
+
+def test_steps_that_would_lose_gradients_are_eager() -> None:
+    for a, b in zip(train_leaf(fullgraph=False), train_leaf(), strict=True):
+        torch.testing.assert_close(a, b)
+
+
 def test_an_attentional_loss_and_its_backward_are_one_graph() -> None:
     """For another optimizer; torch's own step breaks the graph, and stays outside."""
     runs = []

@@ -161,6 +161,8 @@ class FusedStep:
                 if torch.compiler.is_compiling() or index > 0:
                     raise
                 return False  # memory that is shared, or not there
+            if torch.compiler.is_compiling():
+                _copy_back(written + buffers, local[0] + velocities)
             torch.autograd.graph.increment_version(written + buffers)
             for p, v in zip(written, buffers, strict=False):
                 state[p][MOMENTUM_KEYS[group["momentum_form"]]] = v
@@ -253,9 +255,18 @@ def _memory(t: Any) -> Tensor:
     """The memory that the kernel works on: a DTensor's own shard, a complex tensor's reals."""
     if hasattr(t, "to_local"):
         t = t.to_local()
-    if not torch.compiler.is_compiling():
-        t = t.resolve_neg()
+    if torch.compiler.is_compiling():  # which would hand the operator view_as_real's base, complex
+        return torch.view_as_real(t).clone() if t.is_complex() else t
+    t = t.resolve_neg()
     return torch.view_as_real(t.resolve_conj()) if t.is_complex() else t
+
+
+def _copy_back(tensors: list[Any], memories: list[Tensor]) -> None:
+    """What was written to copies."""
+    for t, memory in zip(tensors, memories, strict=True):
+        if t.is_complex():
+            local = t.to_local() if hasattr(t, "to_local") else t
+            local.copy_(torch.view_as_complex(memory))
 
 
 def _with_gradients(params: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:

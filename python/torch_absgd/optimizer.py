@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from . import _checks, _rule_checks
+from . import _checks, _rule_checks, compiled_step
 from .collective import Collective, ProcessGroup
 from .fused_step import MOMENTUM_KEYS, FusedStep
 from .lam_rules import LamRule
@@ -268,7 +268,7 @@ class ABSGD(SharedGroups):
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         if torch.compiler.is_compiling():  # which does not trace torch's own
-            _zero_grad(self.param_groups, set_to_none)
+            compiled_step.zero_grad(self.param_groups, set_to_none)
         else:
             super().zero_grad(set_to_none)
         self.weigher.on_zero_grad()
@@ -296,12 +296,17 @@ class ABSGD(SharedGroups):
 
         Returns:
             the closure's result, or None.
+
+        Raises:
+            RuntimeError: no parameter has a gradient in a step that is being compiled.
         """
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
         self.weigher.finalize_grads_()
+        if torch.compiler.is_compiling():
+            compiled_step.check_gradients(self.param_groups)
         grad_scale, found_inf = self._from_scaler()
         while len(self._fused) < len(self.param_groups):
             self._fused.append(FusedStep())
@@ -340,11 +345,3 @@ class ABSGD(SharedGroups):
 
     def _from_scaler(self) -> tuple[Tensor | None, Tensor | None]:
         return getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
-
-
-def _zero_grad(groups: list[dict[str, Any]], set_to_none: bool) -> None:
-    for p in (p for group in groups for p in group["params"]):
-        if set_to_none:
-            p.grad = None
-        elif p.grad is not None:
-            p.grad.detach_().zero_()

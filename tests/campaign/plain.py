@@ -33,7 +33,7 @@ class Plain:
         self.groups = torch.optim.SGD(groups_of(program, self.named), lr=0.1)  # takes no step
         self.schedule = LRSchedule(program.lr_schedule, self.groups)
         self.buffers: dict[str, Tensor] = {}
-        self.moved: dict[str, float] = {}  # how far the last step went at most
+        self.moved: dict[str, float] = {}  # how far the last step went at most, and its parts
         self.exponent = 0.0  # the largest |L/λ| of the last batch
         rule = program.rule
         self.rule = reference.Algorithm1(
@@ -154,7 +154,8 @@ class Plain:
         return torch.tensor([next(c) if is_kept else 0.0 for is_kept in counts], dtype=wide)
 
     @torch.no_grad()
-    def step(self, gradients: dict[str, Tensor]) -> None:
+    def step(self, gradients: dict[str, Tensor], summed: dict[str, float]) -> None:
+        """``summed``: of each gradient, the sum of its micro-batches' largest elements."""
         for group in self.groups.param_groups:
             lr, beta, share = float(group["lr"]), group["momentum"], 1 - group["dampening"]
             for p in group["params"]:
@@ -175,7 +176,20 @@ class Plain:
                     self.buffers[name] = v
                 p.copy_(p.to(wide) + move)
                 if p.numel() > 0 and (self.program.precision != "float64" or self.exponent > 1e5):
-                    self.moved[name] = (move.abs().max() + lr * g.abs().max()).item()
+                    parts = g.abs().max().item() + summed.get(name, 0.0)
+                    self.moved[name] = move.abs().max().item() + lr * parts
+
+    def summed(self, terms: Tensor, parts: int, trained: dict[str, Tensor]) -> dict[str, float]:
+        """What micro-batches add up to where nothing cancels; empty for one."""
+        summed: dict[str, float] = {}
+        for part in terms.tensor_split(parts) if parts > 1 else ():
+            found = torch.autograd.grad(
+                part.sum(), [*trained.values()], allow_unused=True, retain_graph=True
+            )
+            for name, g in zip(trained, found, strict=True):
+                if g is not None and g.numel() > 0:
+                    summed[name] = summed.get(name, 0.0) + g.abs().max().item()
+        return summed
 
     def change(self, step: Step) -> None:
         if step.event in ("lam", "restart"):
@@ -200,9 +214,11 @@ class Plain:
             c = self.coefficients(losses, mask, weight)
             trained = {n: p for n, p in self.named.items() if p.requires_grad}
             total = (c * losses.to(c.dtype)).sum()
+            summed = self.summed(c * losses.to(c.dtype), len(parts), trained)
             found = torch.autograd.grad(total, [*trained.values()], allow_unused=True)
             if not is_skipped:
-                self.step({n: g for n, g in zip(trained, found, strict=True) if g is not None})
+                gradients = {n: g for n, g in zip(trained, found, strict=True) if g is not None}
+                self.step(gradients, summed)
             elif step.parts > 1 and not step.is_unscaled_first and self.program.by != "fused":
                 self.rule.log_s = log_s
         self.schedule.step()

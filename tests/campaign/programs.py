@@ -12,6 +12,7 @@ PRECISIONS = ("float64", "float32", "bfloat16", "float16", "bfloat16 autocast", 
 LR_SCHEDULES = ("", "", "step", "milestones", "exponential", "cosine", "warm restarts", "linear",
                 "polynomial", "lambda", "multiplicative", "cyclic", "one cycle", "sequential",
                 "plateau")  # fmt: skip
+CYCLED_MOMENTUM = ("cyclic", "one cycle")  # a constant of the graph: each step would compile anew
 
 
 @dataclass(frozen=True)
@@ -194,6 +195,7 @@ def compiled(seed: int) -> Program:
         precision=precision,
         has_scaler=False,
         by="" if program.by in ("foreach", "for-loop") else program.by,  # torch's own step
+        lr_schedule="" if program.lr_schedule in CYCLED_MOMENTUM else program.lr_schedule,
         has_tensor_lr=r.random() < 0.6,
         compiled=what,
         backend="inductor" if r.random() < 0.05 else "aot_eager",

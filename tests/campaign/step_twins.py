@@ -2,7 +2,7 @@
 
 A long run, of so many steps (and from another seed than 0, if given), under AddressSanitizer:
 
-    tests/asan.sh python tests/campaign/step_twins.py 100000
+    tests/sanitized.sh address python tests/campaign/step_twins.py 100000
 """
 
 from __future__ import annotations
