@@ -75,7 +75,8 @@ TEST_F(CudnnSoftmax, LossAndGradientAreTheSame) {
             for (int i = 0; i < samples; i++) y[i] = i * 31 % classes;
             const DeviceArray<int64_t> target(y);
             const DeviceArray<float> loss(std::vector<float>(samples, 0.0f)),
-                saved(std::vector<float>(3 * samples)), ones(std::vector<float>(samples, 1.0f));
+                saved(std::vector<float>(ABSGD_LOSS_SAVED * samples)),
+                ones(std::vector<float>(samples, 1.0f));
 
             const absgd_softmax_loss spec = {samples, classes, inner, nullptr, nullptr,
                                              nullptr, 1.0,     0.0,   0.0,     -100};
@@ -127,7 +128,7 @@ TEST_F(CudnnSoftmax, TimesBesideEachOther) {
         for (int i = 0; i < n; i++) y[i] = i * 31 % classes;
         const DeviceArray<int64_t> target(y);
         const DeviceArray<float> loss(std::vector<float>(n, 0.0f)),
-            saved(std::vector<float>(3 * n)), ones(std::vector<float>(n, 1.0f));
+            saved(std::vector<float>(ABSGD_LOSS_SAVED * n)), ones(std::vector<float>(n, 1.0f));
         const absgd_softmax_loss spec = {n,       classes, 1,   nullptr, nullptr,
                                          nullptr, 1.0,     0.0, 0.0,     -100};
         const auto ours = [&] {

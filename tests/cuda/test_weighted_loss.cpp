@@ -35,7 +35,7 @@ class WeightedLoss {
           counts_(std::vector<uint8_t>(n_)), measure_(Bytes(n_ * size_of(wide_))),
           scratch_(std::vector<absgd_stats>(chunks())),
           lam_scratch_(std::vector<absgd_lam_row>(2 * chunks())), loss_(measure_.get()),
-          saved_(Bytes(3 * n_ * size_of(wide_))), weights_(measure_.get()),
+          saved_(Bytes(ABSGD_LOSS_SAVED * n_ * size_of(wide_))), weights_(measure_.get()),
           coefficients_(measure_.get()), total_(Bytes(size_of(wide_))) {}
 
     void in_one_launch() {
@@ -106,8 +106,9 @@ class WeightedLoss {
     absgd_rule rule = {0.9, 1.0, NAN, 1.5, 1, 1};
 
   private:
-    const absgd_softmax_loss &spec() {
-        spec_ = {n_, p_.classes, p_.inner, nullptr, nullptr, nullptr, 1.0, 0.0, 0.0, -100};
+    const absgd_softmax_loss &spec() { /* with soft targets, once of terms that differ by class */
+        const double focal_gamma = p_.is_soft && p_.has_rule ? 2.0 : 0.0;
+        spec_ = {n_, p_.classes, p_.inner, nullptr, nullptr, nullptr, 1.0, focal_gamma, 0.0, -100};
         return spec_;
     }
     std::vector<int64_t> targets() const {

@@ -174,7 +174,7 @@ TEST(Launches, AStepIsOneForSixHundredAndFortyTensors) {
 TEST(Launches, AWeightedLossIsOne) {
     const int64_t n = 3000; /* two chunks */
     const DeviceArray<float> logits(std::vector<float>(2 * n, 0.0f)),
-        loss(std::vector<float>(n, 0.0f)), saved(std::vector<float>(3 * n, 0.0f)),
+        loss(std::vector<float>(n, 0.0f)), saved(std::vector<float>(ABSGD_LOSS_SAVED * n, 0.0f)),
         weights(loss.get()), coefficients(loss.get()), total(0.0f);
     const DeviceArray<int64_t> target(std::vector<int64_t>(n, 1));
     const DeviceArray<uint8_t> counts(std::vector<uint8_t>(n, 0));

@@ -161,7 +161,8 @@ template <int V> std::vector<double> expected_loss(int blocks, int threads, int 
                      ABSGD_FOCUS, loss.data(), saved.data()),
               ABSGD_OK);
     EXPECT_EQ(launch(expected_backward_kernel<V, float>, {blocks, threads}, nullptr, call,
-                     ABSGD_FOCUS, saved.data(), up.data(), grad.data()),
+                     ABSGD_FOCUS, saved.data(), up.data(), static_cast<const float *>(nullptr),
+                     grad.data()),
               ABSGD_OK);
     std::vector<double> got = as_doubles(loss);
     const std::vector<double> gradient = as_doubles(grad);
