@@ -68,17 +68,6 @@ std::optional<Tensor> base_measure(const SoftmaxLoss &call, const Losses &batch,
     return weight;
 }
 
-/* Σ coefficients_i L_i over the samples that count, in double, in order. */
-template <class T> void dot(const void *coefficients, const Losses &batch, const Tensor &total) {
-    const T *c = static_cast<const T *>(coefficients), *loss = static_cast<const T *>(batch.at(0));
-    const uint8_t *mask = batch.mask_at(0);
-    double sum = 0.0;
-    for (int64_t i = 0; i < batch.n; i++) {
-        if (!mask || mask[i]) sum += static_cast<double>(c[i]) * loss[i];
-    }
-    *static_cast<T *>(total.mutable_data_ptr()) = static_cast<T>(sum);
-}
-
 /* What both operators return of a batch: its total, losses, weights, and the gradient, or for a
  * gradient that is not wanted at once what forward kept for it: saved. */
 template <class Loss>
@@ -91,9 +80,8 @@ weighted(const Loss &call, const Losses &batch, const Tensor &saved,
     const Tensor weights = weigh(batch, std::nullopt, state, rule, 1.0);
     const void *coefficients =
         static_cast<const char *>(weights.const_data_ptr()) + batch.n * losses.element_size();
-    Tensor total = new_empty(losses, {}, losses.scalar_type());
-    (call.dtype == ABSGD_FLOAT64 ? dot<double> : dot<float>)(coefficients, batch, total);
-    return {total, losses, weights, at_once ? backward(call, coefficients, saved) : saved};
+    return {weighted_sum(coefficients, batch), losses, weights,
+            at_once ? backward(call, coefficients, saved) : saved};
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> weighted_softmax_loss(

@@ -7,9 +7,13 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 from reference import Algorithm1
 from torch_absgd import ABSGD, AttentionalLoss
+from torch_absgd.weigher import SUM_CHUNK
+
+NAN = math.nan
 
 
 def make_optimizer(lam: float = 0.5) -> ABSGD:
@@ -142,6 +146,38 @@ def test_shapes_and_precision(make: Make, dtype: torch.dtype) -> None:
     torch.testing.assert_close(losses.grad.double(), p / 24, rtol=max(eps, tolerance), atol=6e-8)
     assert owner.log_s.dtype is torch.float64
     assert owner.log_s.item() == pytest.approx(expected.log_s, rel=1e-13)
+
+
+@makers
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_many_losses_are_added_up_as_few(make: Make, dtype: torch.dtype) -> None:
+    """In one pass of their own, with a formula of their own for the gradient."""
+    losses = (3 * torch.rand(3, SUM_CHUNK)).to(dtype).T  # laid out otherwise
+    mask = torch.rand(losses.shape) < 0.7
+    losses[~mask] = NAN
+    losses.requires_grad_()
+    owner = make(0.5)
+    total = owner.weigh(losses, mask)
+    (grad,) = torch.autograd.grad(total, losses, 3 * torch.ones_like(total), create_graph=True)
+    coefficients = owner.weights.double() / mask.sum()
+    products = coefficients * losses.detach().double().masked_fill(~mask, 0)
+    tolerance = 1e-12 if dtype is torch.float64 else 1e-6
+    assert total.dtype is (torch.float64 if dtype is torch.float64 else torch.float32)
+    assert total.item() == pytest.approx(products.sum().item(), rel=tolerance)
+    assert grad.dtype is dtype
+    torch.testing.assert_close(
+        grad.double(), 3 * coefficients, rtol=max(torch.finfo(dtype).eps, tolerance), atol=6e-8
+    )
+
+
+@makers
+def test_many_losses_have_a_tangent(make: Make) -> None:
+    losses, tangent = torch.rand(2, SUM_CHUNK + 1).unbind()
+    owner = make(0.5)
+    with forward_ad.dual_level():
+        total = owner.weigh(forward_ad.make_dual(losses, tangent))
+        of_total = forward_ad.unpack_dual(total).tangent
+    torch.testing.assert_close(of_total, owner.weights @ tangent / len(losses))
 
 
 @makers
