@@ -187,7 +187,7 @@ TEST_P(SoftmaxLoss, EqualsTorchOnProbabilities) {
              {5, 10, 1}, {3, 600, 1}, {2, 40, 130}}) {
         for (const Options &options : hard_options(C, arithmetic(GetParam()))) {
             const torch::Tensor logits = (torch::randn({N, C, inner}) * 3).to(GetParam());
-            const torch::Tensor target = torch::randn({N, C, inner}).softmax(1);
+            const torch::Tensor target = torch::randn({N, C, inner}, torch::kFloat64).softmax(1);
             expect_reference({logits, target.to(arithmetic(GetParam())), options});
         }
     }
