@@ -167,12 +167,6 @@ ABSGD_API absgd_status absgd_weights(absgd_dtype dtype, const void *losses, cons
                                      const absgd_stats *stats, double factor, void *weights,
                                      void *coefficients, double *capped);
 
-/* *sum = Σ coefficients_i L_i over the samples that count, the scalar to differentiate, in double.
- * coefficients: in the arithmetic type, as absgd_weights writes them. */
-ABSGD_API absgd_status absgd_weighted_sum(absgd_dtype dtype, const void *losses,
-                                          const uint8_t *mask, const void *coefficients, int64_t n,
-                                          double *sum);
-
 /* What a person wants to know of a batch's weights. p is the rule's own here, before the guards. */
 typedef struct absgd_report {
     double count;             /* B */

@@ -135,15 +135,6 @@ absgd_status absgd_weights(absgd_dtype dtype, const void *losses, const uint8_t 
     return ABSGD_OK;
 }
 
-absgd_status absgd_weighted_sum(absgd_dtype dtype, const void *losses, const uint8_t *mask,
-                                const void *coefficients, int64_t n, double *sum) {
-    REQUIRE(absgd_is_dtype(dtype), ABSGD_INVALID_DTYPE);
-    REQUIRE(n >= 0, ABSGD_INVALID_SIZE);
-    REQUIRE(sum && ((losses && coefficients) || n == 0), ABSGD_NULL_POINTER);
-    CALL(*sum = absgd_weighted_sum, dtype, losses, mask, coefficients, n);
-    return ABSGD_OK;
-}
-
 absgd_status absgd_observe(const absgd_stats *stats, const double *lam, const absgd_rule *rule,
                            const double *log_s, double capped, absgd_report reports[2]) {
     REQUIRE(stats && lam && rule && log_s && reports, ABSGD_NULL_POINTER);

@@ -19,8 +19,6 @@
     void absgd_weights_large_v##level(                                                             \
         absgd_dtype dtype, const void *losses, const uint8_t *mask, const void *weight, int64_t n, \
         double lam, absgd_weigher weigher, void *weights, void *coefficients, double *capped);     \
-    double absgd_weighted_sum_v##level(absgd_dtype dtype, const void *losses, const uint8_t *mask, \
-                                       const void *coefficients, int64_t n);                       \
     void absgd_lam_sums_v##level(absgd_dtype dtype, const void *losses, const uint8_t *mask,       \
                                  const void *weight, int64_t n, double sign,                       \
                                  const absgd_lam_search *search, absgd_lam_row *row);              \

@@ -11,11 +11,9 @@
 namespace absgd {
 
 /* register.cpp: a batch's weights and coefficients, [2, losses.shape], after log_s has taken it in;
- * Σ coefficients_i L_i, a scalar, of the same bits for any number of threads; λ moved to what its
- * rule asks of a batch */
+ * λ moved to what its rule asks of a batch */
 Tensor weigh(const Losses &batch, const std::optional<Tensor> &rows, const RuleState &state,
              const absgd_rule &rule, double factor);
-Tensor weighted_sum(const void *coefficients, const Losses &batch);
 void follow_lam(const Losses &batch, const Tensor &lam_rule, double *lam);
 
 /* register_losses.cpp and register_sigmoid_loss.cpp: the losses and what backward wants of them;

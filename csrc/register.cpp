@@ -6,7 +6,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <numeric>
 #include <utility>
 
 namespace absgd {
@@ -101,30 +100,7 @@ Tensor weigh(const Losses &batch, const std::optional<Tensor> &rows, const RuleS
     return weights.out;
 }
 
-Tensor weighted_sum(const void *coefficients, const Losses &batch) {
-    const ScalarType type = arithmetic_type(batch.dtype);
-    const int64_t size = type == ScalarType::Double ? sizeof(double) : sizeof(float);
-    std::vector<double> sums(chunks(batch.n, ABSGD_STATS_CHUNK));
-    for_chunks(batch.n, [&](int64_t i, int64_t n) {
-        absgd_weighted_sum(batch.dtype, batch.at(i), batch.mask_at(i),
-                           static_cast<const char *>(coefficients) + i * size, n,
-                           &sums[i / ABSGD_STATS_CHUNK]);
-    });
-    const double sum = std::accumulate(sums.begin(), sums.end(), 0.0);
-    Tensor total = new_empty(batch.values, {}, type);
-    void *out = total.mutable_data_ptr();
-    type == ScalarType::Double ? *static_cast<double *>(out) = sum
-                               : *static_cast<float *>(out) = static_cast<float>(sum);
-    return total;
-}
-
 namespace {
-
-Tensor weighted_sum_op(const Tensor &losses, std::optional<Tensor> mask,
-                       const Tensor &coefficients) {
-    const Losses batch(losses, mask, coefficients);
-    return weighted_sum(batch.weight_at(0), batch);
-}
 
 Tensor weigh_op(const Tensor &losses, std::optional<Tensor> mask, std::optional<Tensor> weight,
                 std::optional<Tensor> rows, const Tensor &lam, const Tensor &log_s,
@@ -265,7 +241,6 @@ STABLE_TORCH_LIBRARY(absgd, m) {
           "Tensor lam, Tensor(a!) log_s, Tensor(b!) log_s_lam, Tensor(c!) reports, "
           "float gamma, float alpha, float s_init, "
           "float max_weight, bool keep_loss, bool bounded, float factor) -> Tensor");
-    m.def("weighted_sum(Tensor losses, Tensor? mask, Tensor coefficients) -> Tensor");
     m.def("carry_log_s("
           "Tensor lam, Tensor(a!) log_s, Tensor(b!) log_s_lam, float s_init) -> ()");
     m.def("weigh_provisionally("
@@ -291,7 +266,6 @@ STABLE_TORCH_LIBRARY(absgd, m) {
 STABLE_TORCH_LIBRARY_IMPL(absgd, CPU, m) {
     m.impl("batch_stats", TORCH_BOX(&absgd::batch_stats));
     m.impl("weigh", TORCH_BOX(&absgd::weigh_op));
-    m.impl("weighted_sum", TORCH_BOX(&absgd::weighted_sum_op));
     m.impl("carry_log_s", TORCH_BOX(&absgd::carry_log_s));
     m.impl("weigh_provisionally", TORCH_BOX(&absgd::weigh_provisionally));
     m.impl("settle", TORCH_BOX(&absgd::settle));

@@ -54,6 +54,17 @@ struct SoftmaxLoss {
 
     const void *soft_target() const { return is_soft() ? target.const_data_ptr() : nullptr; }
 
+    /* Of a base measure by classes: contiguous. */
+    Tensor checked_class_weight(const Tensor &values) const {
+        const ScalarType type = arithmetic_type(dtype);
+        STD_TORCH_CHECK(values.dim() == 1 && values.numel() == spec.classes &&
+                            values.scalar_type() == type && same_device(values, logits),
+                        "class_weight must be ", spec.classes, " value(s) of ", name_of(type),
+                        " on the logits' device, got ", values.numel(), " of ",
+                        name_of(values.scalar_type()));
+        return as_contiguous(values);
+    }
+
     Tensor new_gradient() const {
         return new_empty(logits, logits.sizes(), logits.scalar_type(), is_rows);
     }

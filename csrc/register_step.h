@@ -134,23 +134,22 @@ inline void sgd_forget(StableIValue *stack, uint64_t, uint64_t) {
     StepRecords::here().forget(torch::stable::detail::to<int64_t>(stack[0]));
 }
 
-/* What the step has to know of a tensor, read anew at each step, in as few calls as there can be.
- */
+/* What the step has to know of a tensor, read anew at each step. */
 struct TensorFacts {
-    int32_t dtype, device_type, device_index = 0;
-    int64_t dim, numel = 1;
+    int32_t dtype, device_type, device_index;
+    int64_t dim, numel;
     int64_t *sizes, *strides;
+    bool is_contiguous;
 
     explicit TensorFacts(AtenTensorHandle t) {
         TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(t, &dtype));
         TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(t, &device_type));
-        if (device_type != aoti_torch_device_type_cpu()) {
-            TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(t, &device_index));
-        }
+        TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(t, &device_index));
         TORCH_ERROR_CODE_CHECK(aoti_torch_get_dim(t, &dim));
+        TORCH_ERROR_CODE_CHECK(aoti_torch_get_numel(t, &numel));
         TORCH_ERROR_CODE_CHECK(aoti_torch_get_sizes(t, &sizes));
         TORCH_ERROR_CODE_CHECK(aoti_torch_get_strides(t, &strides));
-        for (int64_t d = 0; d < dim; d++) numel *= sizes[d];
+        TORCH_ERROR_CODE_CHECK(aoti_torch_is_contiguous(t, &is_contiguous));
     }
 
     bool same_place(const TensorFacts &o) const {
@@ -162,26 +161,17 @@ struct TensorFacts {
                std::equal(sizes, sizes + dim, o.sizes);
     }
 
-    /* Of tensors of one shape. */
     bool same_layout(const TensorFacts &o) const {
+        if (is_contiguous && o.is_contiguous) return true;
         for (int64_t d = 0; d < dim; d++) {
             if (sizes[d] != 1 && strides[d] != o.strides[d]) return false;
         }
         return true;
     }
 
-    bool is_contiguous() const {
-        if (numel == 0) return true;
-        int64_t expected = 1;
-        for (int64_t d = dim; d-- > 0; expected *= sizes[d]) {
-            if (sizes[d] != 1 && strides[d] != expected) return false;
-        }
-        return true;
-    }
-
     /* Whether elements lie in memory without gaps or overlaps, in whatever order of dimensions. */
     bool is_dense() const {
-        if (is_contiguous()) return true;
+        if (is_contiguous) return true;
         std::vector<std::pair<int64_t, int64_t>> dims; /* stride, size */
         for (int64_t d = 0; d < dim; d++) {
             if (sizes[d] != 1) dims.emplace_back(strides[d], sizes[d]);
@@ -252,7 +242,7 @@ class StepTensors {
 
     void *memory(AtenTensorHandle t, const TensorFacts &facts, bool as_is, bool written) {
         void *data = nullptr;
-        if (as_is || facts.is_contiguous()) {
+        if (as_is || facts.is_contiguous) {
             check_storage(t, facts);
             TORCH_ERROR_CODE_CHECK(torch_get_mutable_data_ptr(t, &data));
             return data;

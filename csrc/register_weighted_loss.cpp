@@ -48,13 +48,7 @@ std::optional<Tensor> base_measure(const SoftmaxLoss &call, const Losses &batch,
                                    const std::optional<Tensor> &class_weight) {
     if (!class_weight) return batch.weight;
     const ScalarType type = arithmetic_type(call.dtype);
-    STD_TORCH_CHECK(class_weight->dim() == 1 && class_weight->numel() == call.spec.classes &&
-                        class_weight->scalar_type() == type &&
-                        same_device(*class_weight, call.logits),
-                    "class_weight must be ", call.spec.classes, " value(s) of ", name_of(type),
-                    " on the logits' device, got ", class_weight->numel(), " of ",
-                    name_of(class_weight->scalar_type()));
-    const Tensor of_classes = as_contiguous(*class_weight);
+    const Tensor of_classes = call.checked_class_weight(*class_weight);
     Tensor weight = new_empty(batch.values, batch.values.sizes(), type);
     const auto multiply = [&](auto *out) {
         using T = std::remove_pointer_t<decltype(out)>;
@@ -66,6 +60,17 @@ std::optional<Tensor> base_measure(const SoftmaxLoss &call, const Losses &batch,
     type == ScalarType::Double ? multiply(static_cast<double *>(out))
                                : multiply(static_cast<float *>(out));
     return weight;
+}
+
+/* Σ coefficients_i L_i over the samples that count, in double, in order. */
+template <class T> void dot(const void *coefficients, const Losses &batch, const Tensor &total) {
+    const T *c = static_cast<const T *>(coefficients), *loss = static_cast<const T *>(batch.at(0));
+    const uint8_t *mask = batch.mask_at(0);
+    double sum = 0.0;
+    for (int64_t i = 0; i < batch.n; i++) {
+        if (!mask || mask[i]) sum += static_cast<double>(c[i]) * loss[i];
+    }
+    *static_cast<T *>(total.mutable_data_ptr()) = static_cast<T>(sum);
 }
 
 /* What both operators return of a batch: its total, losses, weights, and the gradient, or for a
@@ -80,8 +85,9 @@ weighted(const Loss &call, const Losses &batch, const Tensor &saved,
     const Tensor weights = weigh(batch, std::nullopt, state, rule, 1.0);
     const void *coefficients =
         static_cast<const char *>(weights.const_data_ptr()) + batch.n * losses.element_size();
-    return {weighted_sum(coefficients, batch), losses, weights,
-            at_once ? backward(call, coefficients, saved) : saved};
+    Tensor total = new_empty(losses, {}, losses.scalar_type());
+    (call.dtype == ABSGD_FLOAT64 ? dot<double> : dot<float>)(coefficients, batch, total);
+    return {total, losses, weights, at_once ? backward(call, coefficients, saved) : saved};
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> weighted_softmax_loss(

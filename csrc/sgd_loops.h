@@ -45,11 +45,6 @@ static void NAMED(span_)(const absgd_tensor *t, int64_t from, int64_t n,
         return;
     }
     k.nesterov = 0;
-    if (!t->fresh && k.grad_factor == 1 && k.one_minus_dampening == 1) { /* most steps */
-        k.grad_factor = k.one_minus_dampening = 1; /* as constants: two products fewer */
-        NAMED(step_)(w, g, v, n, 1, 0, k);
-        return;
-    }
     t->fresh ? NAMED(step_)(w, g, v, n, 1, 1, k) : NAMED(step_)(w, g, v, n, 1, 0, k);
 }
 

@@ -14,18 +14,6 @@ void *new_room(Optional &kept, const Tensor &like, int64_t n, ScalarType type) {
     return kept->mutable_data_ptr();
 }
 
-Optional checked_class_weight(const SoftmaxLoss &call, const Optional &class_weight) {
-    if (!class_weight) return std::nullopt;
-    const ScalarType type = arithmetic_type(call.dtype);
-    STD_TORCH_CHECK(class_weight->dim() == 1 && class_weight->numel() == call.spec.classes &&
-                        class_weight->scalar_type() == type &&
-                        same_device(*class_weight, call.logits),
-                    "class_weight must be ", call.spec.classes, " value(s) of ", name_of(type),
-                    " on the logits' device, got ", class_weight->numel(), " of ",
-                    name_of(class_weight->scalar_type()));
-    return as_contiguous(*class_weight);
-}
-
 /* Losses, weights and total in one launch, and saved. What room the launch needs can go as soon as
  * it is queued: its memory is given out again on the same stream only. */
 std::tuple<Tensor, Tensor, Tensor, Tensor>
@@ -42,7 +30,8 @@ in_one_launch(const OnDeviceOf &device, const SoftmaxLoss &call, const Optional 
            weights = new_empty(call.logits, two_of_each, type),
            saved = new_empty(call.logits, saved_shape, type);
     const Losses batch(losses, mask, base_weight);
-    const Optional of_classes = checked_class_weight(call, class_weight);
+    Optional of_classes;
+    if (class_weight) of_classes = call.checked_class_weight(*class_weight);
     Optional counts, measure, scratch, lam_scratch;
     const int64_t rows = n_chunks > 1 ? n_chunks : 0, lam_rows = lam_rule ? 2 * rows : 0;
     absgd_weighting w = {};

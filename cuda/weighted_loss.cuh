@@ -89,10 +89,12 @@ template <class T> struct weighting_call {
     T *weights, *coefficients, *total;
 };
 
-/* Of the losses, which are there; all threads of the grid. A function of its own, or each of
- * the kernels below would have a copy, and spill. */
+/* Of the losses, which the grid has just written; all its threads. A function of its own, or each
+ * of the kernels below would have a copy, and spill. */
 template <class T>
 __attribute__((noinline)) __device__ void write_weighting(const weighting_call<T> &w) {
+    write_measure(w.measured, w.counts, w.measure);
+    whole_grid().sync();
     const team blocks = team_for(w.batch.n);
     if (blocks.blocks == 1 && !blocks.has_work()) return;
     if (w.lam_rule) {
@@ -110,8 +112,6 @@ __global__ void __launch_bounds__(THREADS, RESIDENT)
     weighted_loss_kernel(const __grid_constant__ loss_call<S> call,
                          const __grid_constant__ weighting_call<A> weighting, A *loss, A *saved) {
     write_losses<PLAIN, V>(call, loss, saved);
-    write_measure(weighting.measured, weighting.counts, weighting.measure);
-    whole_grid().sync();
     write_weighting(weighting);
 }
 
@@ -122,8 +122,6 @@ __global__ void __launch_bounds__(THREADS, RESIDENT)
                              const __grid_constant__ weighting_call<A> weighting, A *loss,
                              A *saved) {
     write_expected_losses<V>(call, focus, loss, saved);
-    write_measure(weighting.measured, weighting.counts, weighting.measure);
-    whole_grid().sync();
     write_weighting(weighting);
 }
 

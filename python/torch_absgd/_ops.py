@@ -132,12 +132,6 @@ def _(
     return _weights_like(losses)
 
 
-@register_fake("absgd::weighted_sum")
-def _(losses: Tensor, mask: Tensor | None, coefficients: Tensor) -> Tensor:
-    _check_batch(losses, mask, coefficients)
-    return losses.new_empty((), dtype=_arithmetic_type(losses.dtype))
-
-
 @register_fake("absgd::carry_log_s")
 def _(lam: Tensor, log_s: Tensor, log_s_lam: Tensor, s_init: float) -> None:
     _check_doubles(lam, lam=(lam, 1), log_s=(log_s, 1), log_s_lam=(log_s_lam, 1))

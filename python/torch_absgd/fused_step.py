@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import math
 import weakref
-from collections.abc import Iterable, MutableMapping, Sequence
-from operator import attrgetter, itemgetter
+from collections.abc import MutableMapping, Sequence
+from operator import attrgetter, is_, itemgetter
 from types import NoneType
 from typing import Any
 
@@ -62,13 +62,12 @@ class FusedStep:
         record, self._record = self._record, None
         if _chooses_torch(group):
             return False
-        params, grads, kinds = _with_gradients(group["params"])
+        params, grads = _with_gradients(group["params"])
         if not params or _is_overflow(found_inf):
             self._record = record
             return True
         momenta = _momenta(group, state, params)
-        may_be_plain = not (torch.compiler.is_compiling() or self._was_refused)
-        if may_be_plain and kinds <= PLAIN:
+        if not (torch.compiler.is_compiling() or self._was_refused):
             if record is not None and not record.holds(params, momenta):
                 record = None
             try:
@@ -91,12 +90,14 @@ class FusedStep:
         grad_scale: Tensor | None,
         found_inf: Tensor | None,
     ) -> bool:
-        """Tensors of no other kind, gradients known to be, with momenta that exist, as they are."""
+        """Tensors of no other kind, with momenta that exist, as they are."""
+        if not {*map(type, grads)} <= PLAIN:
+            return False
         written = params + momenta
         if record is None:
             if not {*map(type, written)} <= PLAIN:
                 return False
-            last, self._last = self._last, _ids(written)
+            last, self._last = self._last, [*map(id, written)]
             if last == self._last and len(params) > FEW:
                 record = _Record(params, momenta)
         if record is None:
@@ -173,14 +174,13 @@ class _Record:
     """Parameters and momenta that the library holds."""
 
     def __init__(self, params: list[Tensor], momenta: list[Tensor]) -> None:
-        self._tensors = params + momenta  # alive, so that their ids are theirs alone
-        self._params, self._momenta = _ids(params), _ids(momenta)
+        self.params, self.momenta = params[:], momenta[:]
         self.id: int = torch.ops.absgd.sgd_record.default(params, momenta)
         is_cpu = params[0].device.type == "cpu"
         weakref.finalize(self, _forget, "CPU" if is_cpu else "CUDA", self.id)
 
     def holds(self, params: list[Tensor], momenta: list[Tensor]) -> bool:
-        return _ids(params) == self._params and _ids(momenta) == self._momenta
+        return _are_same(params, self.params) and _are_same(momenta, self.momenta)
 
 
 def _forget(key: str, record: int) -> None:
@@ -189,17 +189,15 @@ def _forget(key: str, record: int) -> None:
     torch.ops.absgd.sgd_forget.default.redispatch(keys, record)
 
 
-def _ids(objects: Iterable[object]) -> list[int]:
-    """Equal for the same objects in the same order, as long as they live; faster than ``is``, one
-    by one."""
-    return [*map(id, objects)]
+def _are_same(tensors: Sequence[Tensor], others: Sequence[Tensor]) -> bool:
+    return len(tensors) == len(others) and all(map(is_, tensors, others))
 
 
 def takes(group: Group, state: State | None = None) -> bool:
     """Whether the kernel, rather than torch's own implementation, takes the group's step."""
     if _chooses_torch(group):
         return False
-    params, grads, _ = _with_gradients(group["params"])
+    params, grads = _with_gradients(group["params"])
     momenta = _momenta(group, state or {}, params) or [None] * len(params)
     return all(map(_takes_row, params, grads, momenta))
 
@@ -271,15 +269,13 @@ def _copy_back(tensors: list[Any], memories: list[Tensor]) -> None:
             local.copy_(torch.view_as_complex(memory))
 
 
-def _with_gradients(params: list[Tensor]) -> tuple[list[Tensor], list[Tensor], set[type]]:
-    """The parameters that have a gradient, their gradients, and the types of these."""
+def _with_gradients(params: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+    """The parameters that have a gradient, and their gradients."""
     grads = [*map(attrgetter("grad"), params)]
-    kinds = {*map(type, grads)}
-    if NoneType in kinds:
+    if NoneType in map(type, grads):
         params = [p for p, g in zip(params, grads, strict=True) if g is not None]
         grads = [g for g in grads if g is not None]
-        kinds.remove(NoneType)
-    return params, grads, kinds
+    return params, grads
 
 
 def _momenta(group: Group, state: State, params: list[Tensor]) -> list[Any]:
@@ -289,7 +285,7 @@ def _momenta(group: Group, state: State, params: list[Tensor]) -> list[Any]:
     key = MOMENTUM_KEYS[group["momentum_form"]]
     if torch.compiler.is_compiling() or len(state) != len(params):
         slots: Any = map(state.get, params)
-    elif _ids(state) == _ids(params):
+    elif all(map(is_, state, params)):
         slots = state.values()  # without hashing: a tensor's hash is a function of Python's
     else:
         slots = map(state.get, params)

@@ -245,40 +245,9 @@ class Weigher:
                 self.accumulation = None
 
 
-class WeightedSum(torch.autograd.Function):
-    """Of many losses on a CPU, in one pass and without a tensor of products."""
-
-    @staticmethod
-    def forward(ctx: Any, losses: Tensor, mask: Tensor | None, coefficients: Tensor) -> Tensor:
-        ctx.save_for_backward(mask, coefficients)
-        ctx.dtype = losses.dtype
-        total: Tensor = torch.ops.absgd.weighted_sum.default(losses, mask, coefficients)
-        return total
-
-    @staticmethod
-    def backward(ctx: Any, grad_total: Tensor) -> tuple[Tensor, None, None]:
-        mask, coefficients = ctx.saved_tensors
-        grad = coefficients * grad_total
-        if mask is not None:
-            grad = grad.masked_fill(~mask, 0)  # where a coefficient may be NaN
-        return grad.to(ctx.dtype), None, None
-
-
-def _is_traced() -> bool:
-    """Whether a compiler or a transform wants to see what a sum is made of."""
-    return (
-        torch.compiler.is_compiling()
-        or torch._C._are_functorch_transforms_active()
-        or torch.autograd.forward_ad._current_level >= 0
-    )
-
-
 def weighted_sum(coefficients: Tensor, losses: Tensor, mask: Tensor | None) -> Tensor:
     """Σ c_i L_i over the losses that count, of the same bits for any number of threads: on a CPU
     torch.dot would share out more than a few thousand elements among them."""
-    if losses.numel() > SUM_CHUNK and losses.device.type == "cpu" and not _is_traced():
-        total: Tensor = WeightedSum.apply(losses, mask, coefficients)
-        return total
     if losses.dtype in HALF:
         losses = losses.float()
     if mask is not None:

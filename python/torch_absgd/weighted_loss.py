@@ -77,7 +77,7 @@ class WithLaterGradient(torch.autograd.Function):
 
 
 def gives_gradient_at_once(logits: Tensor) -> bool:
-    return logits.device.type == "cpu"
+    return logits.is_cpu
 
 
 def can_weigh_at_once(

@@ -103,24 +103,6 @@ TEST(Status, UpdateLogS) {
 #undef CALL
 }
 
-TEST(Status, WeightedSum) {
-    double sum = 7.0;
-#define CALL(dtype, losses, coefficients, n, sum)                                                  \
-    absgd_weighted_sum(dtype, losses, nullptr, coefficients, n, sum)
-    const absgd_dtype f32 = ABSGD_FLOAT32;
-    for (const int dtype : {-1, 4})
-        EXPECT_REFUSED(ABSGD_INVALID_DTYPE,
-                       CALL(no_dtype(dtype), m.losses, m.coefficients, 4, &sum));
-    EXPECT_REFUSED(ABSGD_INVALID_SIZE, CALL(f32, m.losses, m.coefficients, -4, &sum));
-    EXPECT_REFUSED(ABSGD_NULL_POINTER, CALL(f32, nullptr, m.coefficients, 4, &sum));
-    EXPECT_REFUSED(ABSGD_NULL_POINTER, CALL(f32, m.losses, nullptr, 4, &sum));
-    EXPECT_REFUSED(ABSGD_NULL_POINTER, CALL(f32, m.losses, m.coefficients, 4, nullptr));
-#undef CALL
-    EXPECT_EQ(sum, 7.0);
-    EXPECT_EQ(ABSGD_OK, absgd_weighted_sum(f32, nullptr, nullptr, nullptr, 0, &sum));
-    EXPECT_EQ(sum, 0.0);
-}
-
 TEST(Status, Weights) {
 #define CALL(dtype, losses, n, lam, rule, log_s, stats, weights, coefficients)                     \
     absgd_weights(dtype, losses, nullptr, nullptr, n, lam, rule, log_s, stats, 1.0, weights,       \
