@@ -27,8 +27,10 @@ ABSGD_INLINE void extremes(absgd_dtype dtype, const void *losses, const uint8_t 
     row->count = count;
     row->nonfinite = count - finite;
     row->sum_weight = sum_weight;
-    row->max = max;
-    row->max_negated = max_negated;
+    if (sum_weight != 0.0) { /* OpenMP lets a max begin from the least finite number, not from −∞ */
+        row->max = max;
+        row->max_negated = max_negated;
+    }
     row->s1 = s1;
     row->s2 = s2;
 }

@@ -45,7 +45,8 @@ static ABSGD_NOINLINE void REAL(weighted_sums)(const real *a, const real *z, int
     *a_dot += dot;
 }
 
-/* Takes the largest of z, at class c and on, for the top's, and puts the last top in its place. */
+/* Takes the largest of z, at class c and on, for the top's, and puts the last top in its place.
+ * OpenMP lets max begin from the least finite number, which may be in no place. */
 static ABSGD_NOINLINE void REAL(take_top)(real *z, int64_t n, int64_t c, real *top, int64_t *y) {
     const real max = REAL(max_of)(z, n, *top);
     if (!(max > *top)) return;
@@ -55,6 +56,7 @@ static ABSGD_NOINLINE void REAL(take_top)(real *z, int64_t n, int64_t c, real *t
         const int32_t here = z[i] == max ? i : TILE;
         at = here < at ? here : at;
     }
+    if (at == TILE) return;
     z[at] = *top;
     *top = max;
     *y = c + at;

@@ -45,6 +45,7 @@ ABSGD_INLINE void stats_of(absgd_dtype dtype, const void *losses, const uint8_t 
         sum_abs_loss += fabs(weighted_loss);
         sum_abs_weighted += e * fabs(weighted_loss);
     }
+    if (sum_weight == 0.0) max = -INFINITY; /* OpenMP lets it begin from the least finite number */
     *stats = (absgd_stats){count,  count - finite, sum_weight,   max,          sum,
                            sum_sq, sum_loss,       sum_weighted, sum_abs_loss, sum_abs_weighted};
 }

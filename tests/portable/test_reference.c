@@ -253,6 +253,27 @@ static void test_lam_search(absgd_dtype dtype, int kind, double sign, int n) {
     if (lam * sign <= 0) expect_close(lam, sign, 0, "the sign of lambda");
 }
 
+/* A batch in which no sample counts has no largest: −∞, which OpenMP's max need not begin from. */
+static void test_empty_batches(absgd_dtype dtype) {
+    enum { MANY = 2 * ABSGD_LARGE };
+    static double losses[MANY], exact[MANY];
+    static uint8_t none[MANY];
+    const absgd_lam_rule rule = ABSGD_LAM_RULE_INIT;
+    const double lam = 0.5;
+    fill(dtype, losses, exact, MANY, 0, 3);
+    for (int n = 0; n <= MANY; n += MANY / 2) {
+        absgd_stats stats;
+        absgd_lam_search search;
+        absgd_lam_row row;
+        memset(&search, 0, sizeof search);
+        expect_ok(absgd_batch_stats(dtype, losses, none, NULL, n, &lam, &stats), "stats");
+        expect_ok(absgd_lam_sums(dtype, losses, none, NULL, n, &rule, &search, &row), "lam_sums");
+        expect_close(stats.max, -INFINITY, 0, "the largest z of none");
+        expect_close(row.max, -INFINITY, 0, "the largest loss of none");
+        expect_close(row.max_negated, -INFINITY, 0, "the least loss of none");
+    }
+}
+
 /* ---- the step ---- */
 
 static void test_step(absgd_dtype dtype, int flags) {
@@ -378,6 +399,23 @@ static void test_softmax(absgd_dtype dtype, int soft, int margins, double gamma,
                    "softmax gradient");
 }
 
+/* Logits of which none is above −∞, and the mean of the classes' losses, which looks for the
+ * largest: NaN, and nothing is read or written that is not the call's. */
+static void test_no_largest_logit(double logit, int many) {
+    enum { MANY = 40, ALL = 2 * MANY };
+    float x[ALL], q[ALL], loss[2], saved[2 * ABSGD_LOSS_SAVED], grad[ALL];
+    const float upstream[2] = {1, 1};
+    for (int i = 0; i < ALL; i++) x[i] = (float)logit, q[i] = 1 / (float)many;
+    const absgd_softmax_loss spec = {2, many, 1, NULL, NULL, NULL, 1, 2, 0, -100};
+    expect_ok(absgd_softmax_loss_forward(ABSGD_FLOAT32, &spec, x, NULL, q, loss, saved, 0, 2),
+              "absgd_softmax_loss_forward");
+    expect_ok(
+        absgd_softmax_loss_backward(ABSGD_FLOAT32, &spec, x, NULL, q, saved, upstream, grad, 0, 2),
+        "absgd_softmax_loss_backward");
+    expect_close(loss[0], NAN, 0, "loss without a largest logit");
+    expect_close(grad[many], NAN, 0, "gradient without a largest logit");
+}
+
 static double sigmoid_reference(const void *spec, const double *x, int i) {
     const absgd_sigmoid_loss *s = spec;
     double loss = 0, known = 0;
@@ -421,6 +459,10 @@ int main(void) {
     test_bad_large(NAN);
     test_bad_large(INFINITY);
     test_bad_large(-1);
+    for (int many = 4; many <= 40; many += 36) {
+        test_no_largest_logit(-INFINITY, many);
+        test_no_largest_logit(NAN, many);
+    }
     for (int d = 0; d < DTYPES; d++) {
         const absgd_dtype dtype = (absgd_dtype)d;
         for (int flags = 0; flags < 8; flags++) {
@@ -440,6 +482,7 @@ int main(void) {
                 test_lam_search(dtype, kind, -1, n);
             }
         }
+        test_empty_batches(dtype);
         for (int flags = 0; flags < 64; flags++) test_step(dtype, flags);
         test_softmax(dtype, 0, 1, 0, 0, 1);
         test_softmax(dtype, 0, 1, 0, 0.1, 3);
