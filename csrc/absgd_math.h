@@ -164,7 +164,9 @@ ABSGD_FN absgd_report absgd_batch_report(const absgd_stats *batch, double lam,
     absgd_report now;
     now.count = batch->count;
     now.mean_loss = batch->sum_loss / batch->count * ABSGD_LOSS_UNIT;
-    now.weighted_loss = max_weight * batch->sum_weighted / batch->count * ABSGD_LOSS_UNIT;
+    /* 0·∞ where a w_i below 1e-300 carries the whole sum: a NaN would stay in the running mean */
+    const double weighted = batch->sum_weighted == 0.0 ? 0.0 : max_weight * batch->sum_weighted;
+    now.weighted_loss = weighted / batch->count * ABSGD_LOSS_UNIT;
     now.objective = plain ? batch->sum_loss / batch->sum_weight * ABSGD_LOSS_UNIT : lam * log_s;
     now.max_weight = max_weight;
     now.effective_samples = absgd_effective_samples(batch);

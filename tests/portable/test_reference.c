@@ -274,6 +274,20 @@ static void test_empty_batches(absgd_dtype dtype) {
     }
 }
 
+/* One sample carries the sum, by a weight that is all but 0: its part of the loss underflows, and
+ * the report still has numbers, which go into running means. */
+static void test_tiny_measure(void) {
+    const double losses[2] = {0.5, -1}, w[2] = {5e-324, 1}, lam = 5e-4;
+    absgd_rule rule = ABSGD_RULE_INIT;
+    absgd_report reports[2];
+    double log_s = 1e-300, log_s_lam = lam, p[2], c[2];
+    reports[1].count = NAN;
+    expect_ok(absgd_weigh(ABSGD_FLOAT64, losses, NULL, w, 2, &lam, &rule, &log_s, &log_s_lam,
+                          reports, p, c),
+              "absgd_weigh");
+    expect_close(isnan(reports[1].weighted_loss), 0, 0, "a report of a tiny measure");
+}
+
 /* ---- the step ---- */
 
 static void test_step(absgd_dtype dtype, int flags) {
@@ -459,6 +473,7 @@ int main(void) {
     test_bad_large(NAN);
     test_bad_large(INFINITY);
     test_bad_large(-1);
+    test_tiny_measure();
     for (int many = 4; many <= 40; many += 36) {
         test_no_largest_logit(-INFINITY, many);
         test_no_largest_logit(NAN, many);
