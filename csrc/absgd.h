@@ -348,7 +348,7 @@ typedef struct absgd_softmax_loss {
     int64_t classes;        /* C ≥ 1 */
     int64_t inner;          /* d1·d2…, 1 for (N, C) logits; divides samples */
     const void *weight;     /* [C] of the arithmetic type, or NULL: 1 */
-    const void *margin;     /* [C] of the arithmetic type, or NULL: 0 */
+    const void *margin;     /* [C] of the arithmetic type, ≥ 0 with a soft target, or NULL: 0 */
     const void *offset;     /* [C] of the arithmetic type, or NULL: 0 */
     double scale;           /* finite, > 0 */
     double focal_gamma;     /* γ ≥ 0; not together with label_smoothing */
@@ -367,23 +367,25 @@ typedef struct absgd_softmax_loss {
  * class_loss_math.h. */
 #define ABSGD_LOSS_SAVED 4
 
-/* loss[i], of the arithmetic type, for samples [begin, end): logits are read once, or twice with a
- * soft target under margins or γ ≠ 0. Exactly one of target ([samples]) and soft_target (laid out
- * as the logits, of the arithmetic type) is not NULL, else ABSGD_NULL_POINTER. Only the targets of
- * [begin, end) are read, and checked. */
+/* loss[i], of the arithmetic type, for samples [begin, end). Exactly one of target ([samples]) and
+ * soft_target (laid out as the logits, of the arithmetic type) is not NULL, else
+ * ABSGD_NULL_POINTER. Only the targets of [begin, end) are read, and checked. kept: NULL, or memory
+ * like the logits', in which exponentials may be left for the backward pass, so that it need not
+ * compute them again; it is worth it as long as they stay in a cache. */
 ABSGD_API absgd_status absgd_softmax_loss_forward(absgd_dtype dtype, const absgd_softmax_loss *spec,
                                                   const void *logits, const int64_t *target,
                                                   const void *soft_target, void *loss, void *saved,
-                                                  int64_t begin, int64_t end);
+                                                  void *kept, int64_t begin, int64_t end);
 
-/* grad_logits = grad_loss_i·∂loss_i/∂logits for samples [begin, end), in the logits' dtype; logits
- * are read once, the softmax is recomputed. grad_loss is of the arithmetic type. */
+/* grad_logits = grad_loss_i·∂loss_i/∂logits for samples [begin, end), in the logits' dtype.
+ * grad_loss is of the arithmetic type. kept: what the same call of the forward pass had, with
+ * what that left in it, or NULL; may be grad_logits. The gradient has the same bits either way. */
 ABSGD_API absgd_status absgd_softmax_loss_backward(absgd_dtype dtype,
                                                    const absgd_softmax_loss *spec,
                                                    const void *logits, const int64_t *target,
                                                    const void *soft_target, const void *saved,
-                                                   const void *grad_loss, void *grad_logits,
-                                                   int64_t begin, int64_t end);
+                                                   const void *kept, const void *grad_loss,
+                                                   void *grad_logits, int64_t begin, int64_t end);
 
 /* ---- per-sample sigmoid losses ------------------------------------------------------------- */
 

@@ -247,11 +247,23 @@ absgd_status absgd_sgd_step(absgd_dtype dtype, const absgd_tensor *tensors, int6
     return ABSGD_OK;
 }
 
+static int is_nonnegative(absgd_dtype dtype, const void *values, int64_t n) {
+    for (int64_t i = 0; i < n; i++) {
+        const double x = dtype == ABSGD_FLOAT64 ? ((const double *)values)[i]
+                                                : (double)((const float *)values)[i];
+        if (!(x >= 0.0)) return 0;
+    }
+    return 1;
+}
+
 static absgd_status check_softmax_loss(absgd_dtype dtype, const absgd_softmax_loss *o,
                                        const int64_t *target, const void *soft_target,
                                        int64_t begin, int64_t end) {
     absgd_status status = absgd_check_softmax_loss(dtype, o, target, soft_target, begin, end);
     if (status != ABSGD_OK) return status;
+    if (begin < end && soft_target && o->margin) {
+        REQUIRE(is_nonnegative(dtype, o->margin, o->classes), ABSGD_INVALID_HYPERPARAMETER);
+    }
     for (int64_t i = begin; target && i < end; i++) {
         REQUIRE(target[i] == o->ignore_index || (0 <= target[i] && target[i] < o->classes),
                 ABSGD_TARGET_OUT_OF_RANGE);
@@ -262,25 +274,25 @@ static absgd_status check_softmax_loss(absgd_dtype dtype, const absgd_softmax_lo
 absgd_status absgd_softmax_loss_forward(absgd_dtype dtype, const absgd_softmax_loss *spec,
                                         const void *logits, const int64_t *target,
                                         const void *soft_target, void *loss, void *saved,
-                                        int64_t begin, int64_t end) {
+                                        void *kept, int64_t begin, int64_t end) {
     REQUIRE(begin == end || (logits && loss && saved), ABSGD_NULL_POINTER);
     absgd_status status = check_softmax_loss(dtype, spec, target, soft_target, begin, end);
     if (status != ABSGD_OK) return status;
-    CALL(absgd_softmax_loss_forward, dtype, spec, logits, target, soft_target, loss, saved, begin,
-         end);
+    CALL(absgd_softmax_loss_forward, dtype, spec, logits, target, soft_target, loss, saved, kept,
+         begin, end);
     return ABSGD_OK;
 }
 
 absgd_status absgd_softmax_loss_backward(absgd_dtype dtype, const absgd_softmax_loss *spec,
                                          const void *logits, const int64_t *target,
                                          const void *soft_target, const void *saved,
-                                         const void *grad_loss, void *grad_logits, int64_t begin,
-                                         int64_t end) {
+                                         const void *kept, const void *grad_loss, void *grad_logits,
+                                         int64_t begin, int64_t end) {
     REQUIRE(begin == end || (logits && saved && grad_loss && grad_logits), ABSGD_NULL_POINTER);
     absgd_status status = check_softmax_loss(dtype, spec, target, soft_target, begin, end);
     if (status != ABSGD_OK) return status;
-    CALL(absgd_softmax_loss_backward, dtype, spec, logits, target, soft_target, saved, grad_loss,
-         grad_logits, begin, end);
+    CALL(absgd_softmax_loss_backward, dtype, spec, logits, target, soft_target, saved, kept,
+         grad_loss, grad_logits, begin, end);
     return ABSGD_OK;
 }
 

@@ -30,11 +30,11 @@
     void absgd_softmax_loss_forward_v##level(absgd_dtype dtype, const absgd_softmax_loss *spec,    \
                                              const void *logits, const int64_t *target,            \
                                              const void *soft_target, void *loss, void *saved,     \
-                                             int64_t begin, int64_t end);                          \
+                                             void *kept, int64_t begin, int64_t end);              \
     void absgd_softmax_loss_backward_v##level(                                                     \
         absgd_dtype dtype, const absgd_softmax_loss *spec, const void *logits,                     \
-        const int64_t *target, const void *soft_target, const void *saved, const void *grad_loss,  \
-        void *grad_logits, int64_t begin, int64_t end);
+        const int64_t *target, const void *soft_target, const void *saved, const void *kept,       \
+        const void *grad_loss, void *grad_logits, int64_t begin, int64_t end);
 
 #if !ABSGD_ONE_LEVEL
 ABSGD_DECLARE(2)

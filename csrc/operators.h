@@ -17,10 +17,13 @@ Tensor weigh(const Losses &batch, const std::optional<Tensor> &rows, const RuleS
 void follow_lam(const Losses &batch, const Tensor &lam_rule, double *lam);
 
 /* register_losses.cpp and register_sigmoid_loss.cpp: the losses and what backward wants of them;
- * the logits' gradient */
-std::tuple<Tensor, Tensor> forward(const SoftmaxLoss &call);
+ * the logits' gradient. kept: the gradient's memory, where both passes are one call: the first
+ * leaves exponentials there for the second. */
+std::tuple<Tensor, Tensor> forward(const SoftmaxLoss &call,
+                                   const std::optional<Tensor> &kept = std::nullopt);
 std::tuple<Tensor, Tensor> forward(const SigmoidLoss &call);
-Tensor backward(const SoftmaxLoss &call, const void *grad_loss, const Tensor &saved);
+Tensor backward(const SoftmaxLoss &call, const void *grad_loss, const Tensor &saved,
+                const std::optional<Tensor> &kept = std::nullopt);
 Tensor backward(const SigmoidLoss &call, const void *grad_loss, const Tensor &known);
 
 /* register_weighted_loss.cpp: grad_loss, contiguous, times factor if there is one */

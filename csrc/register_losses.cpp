@@ -38,28 +38,32 @@ template <class Kernel> void run(const SoftmaxLoss &call, const char *op, const 
 
 } // namespace
 
-std::tuple<Tensor, Tensor> forward(const SoftmaxLoss &call) {
+std::tuple<Tensor, Tensor> forward(const SoftmaxLoss &call, const std::optional<Tensor> &kept) {
     const ScalarType arithmetic = arithmetic_type(call.dtype);
     const std::vector<int64_t> saved_shape{ABSGD_LOSS_SAVED, call.spec.samples};
     Tensor loss = new_empty(call.logits, call.shape, arithmetic);
     Tensor saved = new_empty(call.logits, saved_shape, arithmetic);
     const void *x = call.logits.const_data_ptr();
     void *loss_at = loss.mutable_data_ptr(), *saved_at = saved.mutable_data_ptr();
+    void *kept_at = kept ? kept->mutable_data_ptr() : nullptr;
     run(call, "absgd::softmax_loss", [&](int64_t begin, int64_t end) {
         return absgd_softmax_loss_forward(call.dtype, &call.spec, x, call.classes_of(),
-                                          call.soft_target(), loss_at, saved_at, begin, end);
+                                          call.soft_target(), loss_at, saved_at, kept_at, begin,
+                                          end);
     });
     return {loss, saved};
 }
 
-Tensor backward(const SoftmaxLoss &call, const void *grad_loss, const Tensor &saved) {
-    Tensor grad = call.new_gradient();
-    const void *x = call.logits.const_data_ptr(), *kept = saved.const_data_ptr();
+Tensor backward(const SoftmaxLoss &call, const void *grad_loss, const Tensor &saved,
+                const std::optional<Tensor> &kept) {
+    Tensor grad = kept ? *kept : call.new_gradient();
+    const void *x = call.logits.const_data_ptr(), *saved_at = saved.const_data_ptr();
     void *grad_at = grad.mutable_data_ptr();
+    const void *kept_at = kept ? grad_at : nullptr;
     run(call, "absgd::softmax_loss_backward", [&](int64_t begin, int64_t end) {
         return absgd_softmax_loss_backward(call.dtype, &call.spec, x, call.classes_of(),
-                                           call.soft_target(), kept, grad_loss, grad_at, begin,
-                                           end);
+                                           call.soft_target(), saved_at, kept_at, grad_loss,
+                                           grad_at, begin, end);
     });
     return grad;
 }

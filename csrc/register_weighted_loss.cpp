@@ -73,21 +73,20 @@ template <class T> void dot(const void *coefficients, const Losses &batch, const
     *static_cast<T *>(total.mutable_data_ptr()) = static_cast<T>(sum);
 }
 
-/* What both operators return of a batch: its total, losses, weights, and the gradient, or for a
- * gradient that is not wanted at once what forward kept for it: saved. */
-template <class Loss>
+/* What both operators return of a batch: its total, losses, weights, and what last(coefficients)
+ * is: the gradient, or where that is not wanted at once what it will be made of. */
+template <class Last>
 std::tuple<Tensor, Tensor, Tensor, Tensor>
-weighted(const Loss &call, const Losses &batch, const Tensor &saved,
-         const std::optional<Tensor> &lam_rule, const RuleState &state, const absgd_rule &rule,
-         bool at_once) {
+weighted(absgd_dtype dtype, const Losses &batch, const std::optional<Tensor> &lam_rule,
+         const RuleState &state, const absgd_rule &rule, const Last &last) {
     const Tensor &losses = batch.values;
     if (lam_rule) follow_lam(batch, *lam_rule, state.lam);
     const Tensor weights = weigh(batch, std::nullopt, state, rule, 1.0);
     const void *coefficients =
         static_cast<const char *>(weights.const_data_ptr()) + batch.n * losses.element_size();
     Tensor total = new_empty(losses, {}, losses.scalar_type());
-    (call.dtype == ABSGD_FLOAT64 ? dot<double> : dot<float>)(coefficients, batch, total);
-    return {total, losses, weights, at_once ? backward(call, coefficients, saved) : saved};
+    (dtype == ABSGD_FLOAT64 ? dot<double> : dot<float>)(coefficients, batch, total);
+    return {total, losses, weights, last(coefficients)};
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> weighted_softmax_loss(
@@ -104,11 +103,16 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> weighted_softmax_loss(
     const RuleState state(lam, log_s, log_s_lam, reports);
     const absgd_rule rule = rule_of(gamma, alpha, s_init, max_weight, keep_loss, bounded,
                                     "absgd::weighted_softmax_loss");
-    const auto [losses, saved] = forward(call);
+    std::optional<Tensor> kept;
+    if (at_once) kept = call.new_gradient();
+    const auto made = forward(call, kept);
+    const Tensor losses = std::get<0>(made), saved = std::get<1>(made);
     Losses batch(losses, mask, base_weight);
     batch.weight = base_measure(call, batch, class_weight);
     batch.mask = counted(call, batch);
-    return weighted(call, batch, saved, lam_rule, state, rule, at_once);
+    return weighted(call.dtype, batch, lam_rule, state, rule, [&](const void *coefficients) {
+        return at_once ? backward(call, coefficients, saved, kept) : saved;
+    });
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> weighted_sigmoid_loss(
@@ -124,8 +128,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> weighted_sigmoid_loss(
     const RuleState state(lam, log_s, log_s_lam, reports);
     const absgd_rule rule = rule_of(gamma, alpha, s_init, max_weight, keep_loss, bounded,
                                     "absgd::weighted_sigmoid_loss");
-    const auto [losses, known] = forward(call);
-    return weighted(call, Losses(losses, mask, base_weight), known, lam_rule, state, rule, at_once);
+    const auto made = forward(call);
+    const Tensor losses = std::get<0>(made), known = std::get<1>(made);
+    const Losses batch(losses, mask, base_weight);
+    return weighted(call.dtype, batch, lam_rule, state, rule, [&](const void *coefficients) {
+        return at_once ? backward(call, coefficients, known) : known;
+    });
 }
 
 } // namespace

@@ -22,7 +22,7 @@
 enum {
     BLOCK = 64,         /* samples whose sums are collected, then finished together */
     ROWS = 4,           /* rows at a time; divides BLOCK */
-    TILE = 512,         /* classes of them at a time; a multiple of 16 */
+    TILE = 1024,        /* classes of them at a time; a multiple of 16 */
     BLOCK_CLASSES = 32, /* classes of a block of positions at a time */
 };
 
@@ -48,6 +48,7 @@ typedef struct loss_call {
     const void *logits;
     const int64_t *target;
     const void *soft_target;
+    void *kept; /* exp(z_c − M) of every logit, or NULL */
 } loss_call;
 
 /* Whether some class other than the target has a_c ≠ 0. */
@@ -75,6 +76,14 @@ static int is_expected(const loss_call *call) {
 /* Whether rows are so short that positions fill the registers better than classes do. */
 static int has_few_classes(const loss_call *call) {
     return call->spec.inner == 1 && call->spec.classes <= BLOCK_CLASSES && !call->soft_target;
+}
+
+/* Whether exponentials are kept where the caller asks for it: of rows of a tile, whose M is known
+ * before, and which are no more than what stays in the cache of one processor. Half precision would
+ * round them. */
+static int keeps(absgd_dtype dtype, const loss_call *call) {
+    return (dtype == ABSGD_FLOAT32 || dtype == ABSGD_FLOAT64) && call->spec.inner == 1 &&
+           call->spec.classes <= TILE && !has_few_classes(call) && !is_expected(call);
 }
 
 static int is_ignored(const loss_call *call, int64_t s) {
@@ -117,8 +126,9 @@ static int64_t block_end(const absgd_softmax_loss *spec, int64_t s, int64_t end)
 void ABSGD_KERNEL(absgd_softmax_loss_forward)(absgd_dtype dtype, const absgd_softmax_loss *spec,
                                               const void *logits, const int64_t *target,
                                               const void *soft_target, void *loss, void *saved,
-                                              int64_t begin, int64_t end) {
-    const loss_call call = {*spec, logits, target, soft_target};
+                                              void *kept, int64_t begin, int64_t end) {
+    loss_call call = {*spec, logits, target, soft_target, NULL};
+    if (keeps(dtype, &call)) call.kept = kept;
     switch (dtype) {
         case ABSGD_FLOAT32: forward_f32(ABSGD_FLOAT32, &call, loss, saved, begin, end); break;
         case ABSGD_FLOAT64: forward_f64(ABSGD_FLOAT64, &call, loss, saved, begin, end); break;
@@ -130,9 +140,10 @@ void ABSGD_KERNEL(absgd_softmax_loss_forward)(absgd_dtype dtype, const absgd_sof
 void ABSGD_KERNEL(absgd_softmax_loss_backward)(absgd_dtype dtype, const absgd_softmax_loss *spec,
                                                const void *logits, const int64_t *target,
                                                const void *soft_target, const void *saved,
-                                               const void *grad_loss, void *grad_logits,
-                                               int64_t begin, int64_t end) {
-    const loss_call call = {*spec, logits, target, soft_target};
+                                               const void *kept, const void *grad_loss,
+                                               void *grad_logits, int64_t begin, int64_t end) {
+    loss_call call = {*spec, logits, target, soft_target, NULL};
+    if (keeps(dtype, &call)) call.kept = (void *)kept;
 #define CASE(name, suffix)                                                                         \
     case name: backward_##suffix(name, &call, saved, grad_loss, grad_logits, begin, end); break;
     switch (dtype) {

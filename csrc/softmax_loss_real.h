@@ -32,6 +32,18 @@ static ABSGD_NOINLINE real REAL(exp_sum)(const real *z, int64_t n, real max) {
     return sum;
 }
 
+/* exp_sum, to the same bits, with what it adds up in the place of z */
+static ABSGD_NOINLINE real REAL(exps)(real *z, int64_t n, real max) {
+    real sum = 0;
+#pragma omp simd reduction(+ : sum)
+    for (int64_t i = 0; i < n; i++) {
+        const real e = exp_nonpositive(z[i] - max);
+        z[i] = e;
+        sum += e;
+    }
+    return sum;
+}
+
 /* Σ a and Σ a(max − z) */
 static ABSGD_NOINLINE void REAL(weighted_sums)(const real *a, const real *z, int64_t n, real max,
                                                double *a_sum, double *a_dot) {
@@ -97,13 +109,18 @@ ABSGD_INLINE void REAL(rows_sums)(absgd_dtype dtype, const loss_call *call, int6
             }
             max[r] = tile_max;
         }
-        for (int64_t r = 0; r < n; r++) {
+        for (int64_t r = 0; !call->kept && r < n; r++) {
             out->sum[b + r] += (double)REAL(exp_sum)(z[r], padded, max[r]);
         }
         for (int64_t r = 0; spreads(call) && !is_expected(call) && r < n; r++) {
             if (c <= y[r] && y[r] < c + width) z[r][y[r] - c] = z_y[r];
             REAL(row_a)(call, (s + r) * classes + c, c, width, a);
             REAL(weighted_sums)(a, z[r], width, max[r], &out->a_sum[b + r], &out->a_dot[b + r]);
+        }
+        for (int64_t r = 0; call->kept && r < n; r++) { /* of the only tile */
+            if (y[r] >= 0) z[r][y[r]] = -INFINITY;
+            out->sum[b + r] = (double)REAL(exps)(z[r], padded, max[r]);
+            memcpy((real *)call->kept + (s + r) * classes, z[r], (size_t)classes * sizeof(real));
         }
     }
     for (int64_t r = 0; r < n; r++) {
@@ -136,6 +153,23 @@ ABSGD_INLINE void REAL(row_gradient)(absgd_dtype dtype, const loss_call *call, i
         }
     }
     if (call->target) REAL(store)(dtype, grad, row + call->target[s], at_target);
+}
+
+/* row_gradient from what the forward pass kept, in the memory of the gradient or elsewhere. */
+ABSGD_INLINE void REAL(kept_gradient)(const loss_call *call, int64_t s, real others, real at_target,
+                                      real a_factor, void *grad_logits) {
+    const int64_t classes = call->spec.classes, row = s * classes;
+    const real *kept = (const real *)call->kept + row;
+    real a[TILE], *grad = (real *)grad_logits + row;
+    if (spreads(call)) {
+        REAL(row_a)(call, row, 0, classes, a);
+        ABSGD_SIMD
+        for (int64_t c = 0; c < classes; c++) grad[c] = others * kept[c] - a_factor * a[c];
+    } else {
+        ABSGD_SIMD
+        for (int64_t c = 0; c < classes; c++) grad[c] = others * kept[c];
+    }
+    if (call->target) grad[call->target[s]] = at_target;
 }
 
 ABSGD_INLINE void REAL(row_zeros)(absgd_dtype dtype, const loss_call *call, int64_t s, void *grad) {
@@ -374,6 +408,9 @@ ABSGD_INLINE void REAL(backward)(absgd_dtype dtype, const loss_call *call, const
         for (int64_t i = s; i < next; i++) {
             if (is_ignored(call, i)) {
                 REAL(row_zeros)(dtype, call, i, grad_logits);
+            } else if (call->kept) {
+                REAL(kept_gradient)(call, i, factor_others[i - s], factor_at_target[i - s],
+                                    factor[i - s], grad_logits);
             } else {
                 REAL(row_gradient)(dtype, call, i, max[i], factor_others[i - s],
                                    factor_at_target[i - s], factor[i - s], grad_logits);

@@ -137,9 +137,11 @@ struct SoftmaxLoss {
     std::vector<char> logits, margin, loss, saved, grad_loss, grad;
     std::vector<int64_t> target;
     absgd_softmax_loss spec;
+    bool is_kept; // exponentials, in the gradient's memory
 
-    SoftmaxLoss(absgd_dtype dtype_, Loss kind, int64_t rows, int64_t classes, int64_t inner)
-        : dtype(dtype_), target(rows * inner), spec{} {
+    SoftmaxLoss(absgd_dtype dtype_, Loss kind, int64_t rows, int64_t classes, int64_t inner,
+                bool is_kept_)
+        : dtype(dtype_), target(rows * inner), spec{}, is_kept(is_kept_) {
         const int64_t samples = rows * inner, item = arithmetic_size(dtype);
         const absgd_dtype real = dtype == ABSGD_FLOAT64 ? ABSGD_FLOAT64 : ABSGD_FLOAT32;
         logits = uniform(dtype, samples * classes, -1, 1);
@@ -159,20 +161,23 @@ struct SoftmaxLoss {
         spec.ignore_index = -100;
     }
 
+    void *kept() { return is_kept ? grad.data() : nullptr; }
+
     void forward() {
         require(absgd_softmax_loss_forward(dtype, &spec, logits.data(), target.data(), nullptr,
-                                           loss.data(), saved.data(), 0, spec.samples));
+                                           loss.data(), saved.data(), kept(), 0, spec.samples));
     }
 
     void backward() {
         require(absgd_softmax_loss_backward(dtype, &spec, logits.data(), target.data(), nullptr,
-                                            saved.data(), grad_loss.data(), grad.data(), 0,
+                                            saved.data(), kept(), grad_loss.data(), grad.data(), 0,
                                             spec.samples));
     }
 };
 
-void softmax_loss(benchmark::State &state, absgd_dtype dtype, Loss kind, bool is_forward) {
-    SoftmaxLoss call(dtype, kind, state.range(0), state.range(1), state.range(2));
+void softmax_loss(benchmark::State &state, absgd_dtype dtype, Loss kind, bool is_kept,
+                  bool is_forward) {
+    SoftmaxLoss call(dtype, kind, state.range(0), state.range(1), state.range(2), is_kept);
     call.forward();
     for (auto _ : state) {
         is_forward ? call.forward() : call.backward();
@@ -250,10 +255,12 @@ void register_all() {
         }
         for (const int64_t n : {4096, 464154, 25557032}) add("sgd_step", sgd_step)->Arg(n);
         for (const Loss kind : {CROSS_ENTROPY, FOCAL, LDAM, SMOOTHED}) {
-            for (const bool is_forward : {true, false}) {
+            for (const int pass : {0, 1, 2, 3}) {
+                const bool is_kept = pass & 1, is_forward = pass & 2;
                 const std::string name = std::string("softmax_loss/") + LOSS_NAMES[kind] +
-                                         (is_forward ? "/forward" : "/backward");
-                auto *b = add(name, softmax_loss, kind, is_forward);
+                                         (is_forward ? "/forward" : "/backward") +
+                                         (is_kept ? "/kept" : "");
+                auto *b = add(name, softmax_loss, kind, is_kept, is_forward);
                 b->ArgNames({"N", "C", "inner"});
                 b->Args({128, 2, 1})->Args({128, 10, 1})->Args({512, 365, 1})->Args({512, 1000, 1});
                 b->Args({512, 8142, 1})->Args({2, 21, 16384});

@@ -58,27 +58,30 @@ struct Problem {
     const void *probabilities() const { return soft() ? target.const_data_ptr() : nullptr; }
 };
 
-// loss [N·inner] and gradient, each call's work cut at the given places.
+// loss [N·inner] and gradient, each call's work cut at the given places; exponentials are kept in
+// the gradient's memory, or not.
 std::tuple<torch::Tensor, torch::Tensor> run(const Problem &p, const torch::Tensor &upstream,
-                                             std::vector<int64_t> cuts = {}) {
+                                             std::vector<int64_t> cuts = {}, bool keep = false) {
     const absgd_softmax_loss spec = p.spec();
     const auto type = torch::dtype(arithmetic(p.logits.scalar_type()));
     torch::Tensor loss = torch::empty({spec.samples}, type);
     torch::Tensor saved = torch::empty({ABSGD_LOSS_SAVED, spec.samples}, type);
     torch::Tensor grad = torch::empty_like(p.logits);
     const absgd_dtype dtype = dtype_of(p.logits.scalar_type());
+    void *kept = keep ? grad.data_ptr() : nullptr;
     cuts.insert(cuts.begin(), 0);
     cuts.push_back(spec.samples);
     for (size_t i = 0; i + 1 < cuts.size(); i++) {
         EXPECT_EQ(absgd_softmax_loss_forward(dtype, &spec, p.logits.data_ptr(), p.classes(),
                                              p.probabilities(), loss.data_ptr(), saved.data_ptr(),
-                                             cuts[i], cuts[i + 1]),
+                                             kept, cuts[i], cuts[i + 1]),
                   ABSGD_OK);
     }
     for (size_t i = 0; i + 1 < cuts.size(); i++) {
-        EXPECT_EQ(absgd_softmax_loss_backward(
-                      dtype, &spec, p.logits.data_ptr(), p.classes(), p.probabilities(),
-                      saved.data_ptr(), upstream.data_ptr(), grad.data_ptr(), cuts[i], cuts[i + 1]),
+        EXPECT_EQ(absgd_softmax_loss_backward(dtype, &spec, p.logits.data_ptr(), p.classes(),
+                                              p.probabilities(), saved.data_ptr(), kept,
+                                              upstream.data_ptr(), grad.data_ptr(), cuts[i],
+                                              cuts[i + 1]),
                   ABSGD_OK);
     }
     return {loss, grad};
@@ -184,7 +187,7 @@ TEST_P(SoftmaxLoss, EqualsTorchOnClassIndices) {
 
 TEST_P(SoftmaxLoss, EqualsTorchOnProbabilities) {
     for (const auto &[N, C, inner] : std::vector<std::tuple<int64_t, int64_t, int64_t>>{
-             {5, 10, 1}, {3, 600, 1}, {2, 40, 130}}) {
+             {5, 10, 1}, {3, 1200, 1}, {2, 40, 130}}) {
         for (const Options &options : hard_options(C, arithmetic(GetParam()))) {
             const torch::Tensor logits = (torch::randn({N, C, inner}) * 3).to(GetParam());
             const torch::Tensor target = torch::randn({N, C, inner}, torch::kFloat64).softmax(1);
@@ -205,6 +208,24 @@ TEST_P(SoftmaxLoss, HowTheWorkIsCutChangesNoBit) {
         const auto [loss_cut, grad_cut] = run(p, upstream, {1, 2, 3, 66, 66, 131, 190});
         EXPECT_TRUE(torch::equal(loss, loss_cut));
         EXPECT_TRUE(torch::equal(grad, grad_cut));
+    }
+}
+
+TEST_P(SoftmaxLoss, KeptExponentialsChangeNoBit) {
+    const torch::ScalarType real = arithmetic(GetParam());
+    for (const int64_t C : {10, 33, 100, 365, 1000, 1024, 1025}) {
+        const torch::Tensor logits = (torch::randn({11, C, 1}) * 3).to(GetParam());
+        const torch::Tensor q = torch::randn({11, C, 1}, torch::kFloat64).softmax(1).to(real);
+        const torch::Tensor upstream = torch::rand({11}, real);
+        for (const Options &options : hard_options(C, real)) {
+            for (const torch::Tensor &target : {some_targets(11, C, 1), q}) {
+                const Problem p{logits, target, options};
+                const auto [loss, grad] = run(p, upstream);
+                const auto [loss_kept, grad_kept] = run(p, upstream, {3, 8}, true);
+                EXPECT_TRUE(torch::equal(loss, loss_kept)) << C << " classes";
+                EXPECT_TRUE(torch::equal(grad, grad_kept)) << C << " classes";
+            }
+        }
     }
 }
 
@@ -265,12 +286,12 @@ struct Call {
 
     absgd_status forward() {
         return absgd_softmax_loss_forward(dtype, spec_at, x, target, soft_target, out, saved.data(),
-                                          begin, end);
+                                          grad.data(), begin, end);
     }
 
     absgd_status backward() {
         return absgd_softmax_loss_backward(dtype, spec_at, x, target, soft_target, saved.data(),
-                                           out, grad.data(), begin, end);
+                                           grad.data(), out, grad.data(), begin, end);
     }
 
     // Both passes return the status, and have written nothing.
@@ -333,6 +354,11 @@ TEST(SoftmaxLossStatus, InvalidHyperparameter) {
         with([&](Call &c) { c.spec.label_smoothing = smoothing; });
     }
     with([](Call &c) { c.spec.focal_gamma = 1.0, c.spec.label_smoothing = 0.1; });
+    with([](Call &c) { // a margin below 0, under probabilities
+        c.values[1] = -1.0f;
+        c.spec.margin = c.values.data();
+        c.target = nullptr, c.soft_target = c.soft.data();
+    });
 }
 
 TEST(SoftmaxLossStatus, TargetOutOfRange) {
@@ -348,10 +374,10 @@ TEST(SoftmaxLossStatus, TargetOutOfRange) {
 TEST(SoftmaxLossStatus, EmptyWorkNeedsNoPointers) {
     const absgd_softmax_loss spec = {0, 3, 1, nullptr, nullptr, nullptr, 1.0, 0.0, 0.0, IGNORED};
     EXPECT_EQ(absgd_softmax_loss_forward(ABSGD_FLOAT32, &spec, nullptr, nullptr, nullptr, nullptr,
-                                         nullptr, 0, 0),
+                                         nullptr, nullptr, 0, 0),
               ABSGD_OK);
     EXPECT_EQ(absgd_softmax_loss_backward(ABSGD_FLOAT32, &spec, nullptr, nullptr, nullptr, nullptr,
-                                          nullptr, nullptr, 0, 0),
+                                          nullptr, nullptr, nullptr, 0, 0),
               ABSGD_OK);
 }
 

@@ -1,8 +1,9 @@
 /* absgd_softmax_loss_forward and _backward: of moderate logits finite, a loss ≥ 0 with a gradient
- * that sums to 0; nothing outside [begin, end); a split changes no bit. */
+ * that sums to 0; nothing outside [begin, end); neither a split nor kept exponentials change a bit.
+ */
 #include "input.h"
 
-enum { MAX_SAMPLES = 6, MAX_CLASSES = 9, MAX_INNER = 3 };
+enum { MAX_SAMPLES = 6, MAX_CLASSES = 40, MAX_INNER = 3 };
 
 typedef struct problem {
     absgd_dtype dtype, real;
@@ -69,6 +70,7 @@ static int is_right(const problem *p) {
     if (s->focal_gamma != 0 && s->label_smoothing != 0) return 0;
     if (p->begin == p->end) return 1;
     if (!p->target == !p->soft_target) return 0;
+    if (p->soft_target && s->margin && !all_at_least(p->real, s->margin, s->classes, 0)) return 0;
     for (int64_t i = p->begin; p->target && i < p->end; i++) {
         const int64_t y = p->target[i];
         if (y != s->ignore_index && (y < 0 || y >= s->classes)) return 0;
@@ -141,13 +143,13 @@ static void call(input *in) {
     void *grad_loss = take_array(in, p.real, n, 0.0);
     const int right = is_right(&p);
     remember();
-    absgd_status status = absgd_softmax_loss_forward(p.dtype, &p.spec, p.logits, p.target,
-                                                     p.soft_target, loss, saved, p.begin, p.end);
+    absgd_status status = absgd_softmax_loss_forward(
+        p.dtype, &p.spec, p.logits, p.target, p.soft_target, loss, saved, NULL, p.begin, p.end);
     INVARIANT((status == ABSGD_OK) == right);
     if (!right) {
         INVARIANT(is_untouched());
         status = absgd_softmax_loss_backward(p.dtype, &p.spec, p.logits, p.target, p.soft_target,
-                                             saved, grad_loss, grad, p.begin, p.end);
+                                             saved, NULL, grad_loss, grad, p.begin, p.end);
         INVARIANT(status != ABSGD_OK && is_untouched());
         return;
     }
@@ -156,7 +158,8 @@ static void call(input *in) {
         return;
     }
     INVARIANT(absgd_softmax_loss_backward(p.dtype, &p.spec, p.logits, p.target, p.soft_target,
-                                          saved, grad_loss, grad, p.begin, p.end) == ABSGD_OK);
+                                          saved, NULL, grad_loss, grad, p.begin,
+                                          p.end) == ABSGD_OK);
     const int is_one = all_within(p.real, grad_loss, n, 100);
     for (int64_t i = p.begin; i < p.end; i++) {
         if (is_one) check_sample(&p, i, loss, element(p.real, grad_loss, i), grad);
@@ -168,11 +171,12 @@ static void call(input *in) {
     const int64_t cuts[] = {p.begin, middle, p.end};
     for (int k = 0; k < 2; k++) {
         INVARIANT(absgd_softmax_loss_forward(p.dtype, &p.spec, p.logits, p.target, p.soft_target,
-                                             loss_2, saved_2, cuts[k], cuts[k + 1]) == ABSGD_OK);
+                                             loss_2, saved_2, grad_2, cuts[k],
+                                             cuts[k + 1]) == ABSGD_OK);
     }
     for (int k = 0; k < 2; k++) {
         INVARIANT(absgd_softmax_loss_backward(p.dtype, &p.spec, p.logits, p.target, p.soft_target,
-                                              saved_2, grad_loss, grad_2, cuts[k],
+                                              saved_2, grad_2, grad_loss, grad_2, cuts[k],
                                               cuts[k + 1]) == ABSGD_OK);
     }
     /* what lies outside [begin, end) is the filling of both */

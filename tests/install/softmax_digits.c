@@ -84,11 +84,11 @@ int main(int argc, char **argv) {
             const int64_t *y = labels + begin;
 
             for (int i = 0; i < BATCH; i++) logits_of(images[begin + i], logits[i]);
-            ok(absgd_softmax_loss_forward(ABSGD_FLOAT32, &loss, logits, y, NULL, losses, saved, 0,
-                                          BATCH));
+            ok(absgd_softmax_loss_forward(ABSGD_FLOAT32, &loss, logits, y, NULL, losses, saved,
+                                          NULL, 0, BATCH));
             ok(absgd_weigh(ABSGD_FLOAT32, losses, NULL, NULL, BATCH, &lam, &rule, &log_s,
                            &log_s_lam, reports, p, coefficients));
-            ok(absgd_softmax_loss_backward(ABSGD_FLOAT32, &loss, logits, y, NULL, saved,
+            ok(absgd_softmax_loss_backward(ABSGD_FLOAT32, &loss, logits, y, NULL, saved, NULL,
                                            coefficients, dlogits, 0, BATCH));
 
             for (int c = 0; c < CLASSES; c++) {

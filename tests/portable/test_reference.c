@@ -404,11 +404,11 @@ static void test_softmax(absgd_dtype dtype, int soft, int margins, double gamma,
         real_offset, scale,   gamma, smoothing,   -100};
     const int64_t *y = soft ? NULL : labels;
     const void *q = soft ? real_target : NULL;
-    expect_ok(absgd_softmax_loss_forward(dtype, &spec, stored, y, q, loss, saved, 0, SAMPLES),
+    expect_ok(absgd_softmax_loss_forward(dtype, &spec, stored, y, q, loss, saved, grad, 0, SAMPLES),
               "absgd_softmax_loss_forward");
-    expect_ok(
-        absgd_softmax_loss_backward(dtype, &spec, stored, y, q, saved, upstream, grad, 0, SAMPLES),
-        "absgd_softmax_loss_backward");
+    expect_ok(absgd_softmax_loss_backward(dtype, &spec, stored, y, q, saved, grad, upstream, grad,
+                                          0, SAMPLES),
+              "absgd_softmax_loss_backward");
     expect_results(dtype, softmax_reference, &spec, x, exact, loss, grad, "softmax loss",
                    "softmax gradient");
 }
@@ -421,11 +421,11 @@ static void test_no_largest_logit(double logit, int many) {
     const float upstream[2] = {1, 1};
     for (int i = 0; i < ALL; i++) x[i] = (float)logit, q[i] = 1 / (float)many;
     const absgd_softmax_loss spec = {2, many, 1, NULL, NULL, NULL, 1, 2, 0, -100};
-    expect_ok(absgd_softmax_loss_forward(ABSGD_FLOAT32, &spec, x, NULL, q, loss, saved, 0, 2),
+    expect_ok(absgd_softmax_loss_forward(ABSGD_FLOAT32, &spec, x, NULL, q, loss, saved, NULL, 0, 2),
               "absgd_softmax_loss_forward");
-    expect_ok(
-        absgd_softmax_loss_backward(ABSGD_FLOAT32, &spec, x, NULL, q, saved, upstream, grad, 0, 2),
-        "absgd_softmax_loss_backward");
+    expect_ok(absgd_softmax_loss_backward(ABSGD_FLOAT32, &spec, x, NULL, q, saved, NULL, upstream,
+                                          grad, 0, 2),
+              "absgd_softmax_loss_backward");
     expect_close(loss[0], NAN, 0, "loss without a largest logit");
     expect_close(grad[many], NAN, 0, "gradient without a largest logit");
 }
