@@ -63,7 +63,7 @@ static int is_right(const problem *p) {
     const absgd_softmax_loss *s = &p->spec;
     if (!is_dtype(p->dtype) || s->classes < 1 || s->inner < 1 || s->samples < 0) return 0;
     if (s->samples % s->inner != 0 || s->samples > INT64_MAX / 8 / s->classes) return 0;
-    if (s->samples > INT64_MAX / 24) return 0;
+    if (s->samples > INT64_MAX / 8 / ABSGD_LOSS_SAVED) return 0;
     if (!(0 <= p->begin && p->begin <= p->end && p->end <= s->samples)) return 0;
     if (!(s->scale > 0 && isfinite(s->scale)) || !is_in_range(s->focal_gamma, 0, 1.7e308)) return 0;
     if (!is_in_range(s->label_smoothing, 0, 1)) return 0;
