@@ -103,10 +103,12 @@ ABSGD_API absgd_status absgd_sgd_step_cuda(absgd_dtype dtype, const absgd_tensor
 
 /* ---- per-sample softmax losses ---- */
 
-/* As absgd_softmax_loss_forward and _backward, for all samples; weight, margin and offset are on
- * the device. At most 2^30 classes. A target out of range, which the host cannot see, gives a
- * NaN loss and gradient. A sample's sums are turned into its loss in the arithmetic type, where the
- * CPU takes double. *grad_factor, of the arithmetic type, multiplies all of grad_loss; NULL: 1. */
+/* As absgd_softmax_loss_forward and _backward without `kept`, for all samples; weight, margin and
+ * offset are on the device, where the host cannot see them: a margin below 0 under a soft target is
+ * not an error here. At most 2^30 classes. A target out of range, which the host cannot see either,
+ * gives a NaN loss and gradient. A sample's sums are turned into its loss in the arithmetic type,
+ * where the CPU takes double. *grad_factor, of the arithmetic type, multiplies all of grad_loss;
+ * NULL: 1. */
 ABSGD_API absgd_status absgd_softmax_loss_forward_cuda(absgd_dtype dtype,
                                                        const absgd_softmax_loss *spec,
                                                        const void *logits, const int64_t *target,
