@@ -3,7 +3,7 @@
  * Forward: one pass over the logits in tiles that stay in the first-level cache; the running
  * maximum and sums are rescaled when a tile raises the maximum. What a sample's sums come to is in
  * softmax_loss_math.h, in double whatever the dtype: it is done once for C classes. Backward: one
- * pass that reads logits and writes their gradient; the softmax is recomputed.
+ * pass that reads logits and writes their gradient; the softmax is recomputed, or was kept.
  *
  * The classes of (N, C) logits lie side by side and fill the vector registers; of (N, C, inner)
  * logits the positions do, BLOCK at a time, and so do rows of few classes, transposed.
@@ -78,9 +78,8 @@ static int has_few_classes(const loss_call *call) {
     return call->spec.inner == 1 && call->spec.classes <= BLOCK_CLASSES && !call->soft_target;
 }
 
-/* Whether exponentials are kept where the caller asks for it: of rows of a tile, whose M is known
- * before, and which are no more than what stays in the cache of one processor. Half precision would
- * round them. */
+/* Whether exponentials are kept where the caller asks for it: of rows of one tile, whose M is known
+ * before the first of them. Half precision would round them, and blocks have them transposed. */
 static int keeps(absgd_dtype dtype, const loss_call *call) {
     return (dtype == ABSGD_FLOAT32 || dtype == ABSGD_FLOAT64) && call->spec.inner == 1 &&
            call->spec.classes <= TILE && !has_few_classes(call) && !is_expected(call);
