@@ -92,11 +92,11 @@ Result on_cpu(const Problem &p) {
     const int64_t n = p.samples();
     Bytes loss(n * size_of(A)), saved(ABSGD_LOSS_SAVED * loss.size()), grad(logits.size());
     EXPECT_EQ(absgd_softmax_loss_forward(p.dtype, &spec, logits.data(), or_null(p.target),
-                                         or_null(q), loss.data(), saved.data(), 0, n),
+                                         or_null(q), loss.data(), saved.data(), nullptr, 0, n),
               ABSGD_OK);
     EXPECT_EQ(absgd_softmax_loss_backward(p.dtype, &spec, logits.data(), or_null(p.target),
-                                          or_null(q), saved.data(), upstream.data(), grad.data(), 0,
-                                          n),
+                                          or_null(q), saved.data(), nullptr, upstream.data(),
+                                          grad.data(), 0, n),
               ABSGD_OK);
     return {decode(A, loss), decode(p.dtype, grad)};
 }
