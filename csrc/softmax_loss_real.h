@@ -25,15 +25,8 @@ static ABSGD_NOINLINE real REAL(max_of)(const real *z, int64_t n, real max) {
     return max;
 }
 
-static ABSGD_NOINLINE real REAL(exp_sum)(const real *z, int64_t n, real max) {
-    real sum = 0;
-#pragma omp simd reduction(+ : sum)
-    for (int64_t i = 0; i < n; i++) sum += exp_nonpositive(z[i] - max);
-    return sum;
-}
-
-/* exp_sum, to the same bits, with what it adds up in the place of z */
-static ABSGD_NOINLINE real REAL(exps)(real *z, int64_t n, real max) {
+/* Σ exp(z − max), with what it adds up in the place of z */
+static ABSGD_NOINLINE real REAL(exp_sum)(real *z, int64_t n, real max) {
     real sum = 0;
 #pragma omp simd reduction(+ : sum)
     for (int64_t i = 0; i < n; i++) {
@@ -109,18 +102,16 @@ ABSGD_INLINE void REAL(rows_sums)(absgd_dtype dtype, const loss_call *call, int6
             }
             max[r] = tile_max;
         }
-        for (int64_t r = 0; !call->kept && r < n; r++) {
-            out->sum[b + r] += (double)REAL(exp_sum)(z[r], padded, max[r]);
-        }
         for (int64_t r = 0; spreads(call) && !is_expected(call) && r < n; r++) {
             if (c <= y[r] && y[r] < c + width) z[r][y[r] - c] = z_y[r];
             REAL(row_a)(call, (s + r) * classes + c, c, width, a);
             REAL(weighted_sums)(a, z[r], width, max[r], &out->a_sum[b + r], &out->a_dot[b + r]);
+            if (c <= y[r] && y[r] < c + width) z[r][y[r] - c] = -INFINITY;
         }
-        for (int64_t r = 0; call->kept && r < n; r++) { /* of the only tile */
-            if (y[r] >= 0) z[r][y[r]] = -INFINITY;
-            out->sum[b + r] = (double)REAL(exps)(z[r], padded, max[r]);
-            memcpy((real *)call->kept + (s + r) * classes, z[r], (size_t)classes * sizeof(real));
+        for (int64_t r = 0; r < n; r++) {
+            out->sum[b + r] += (double)REAL(exp_sum)(z[r], padded, max[r]);
+            if (!call->kept) continue;
+            memcpy((real *)call->kept + (s + r) * classes, z[r], (size_t)width * sizeof(real));
         }
     }
     for (int64_t r = 0; r < n; r++) {
