@@ -14,46 +14,132 @@ import torch
 from torch import Tensor
 
 
-def arithmetic_type(dtype: torch.dtype) -> torch.dtype:
-    """The type that values of dtype are computed in, and that their losses have."""
-    return torch.float64 if dtype is torch.float64 else torch.float32
-
-
-def require(condition: bool, message: str) -> None:
-    """As ``STD_TORCH_CHECK`` in the registration, for fake kernels."""
-    if not condition:
-        raise RuntimeError(message)
-
-
-def check_factor(factor: Tensor | None, dtype: torch.dtype, logits: Tensor) -> None:
-    """Of a scalar that multiplies a backward operator's whole ``grad_loss``."""
-    require(
-        factor is None
-        or (factor.numel() == 1 and factor.dtype is dtype and factor.device == logits.device),
-        f"factor must be one value of {dtype} on the logits' device",
-    )
-
-
 def is_transformed() -> bool:
     """Whether ``torch.func`` calls, outside of a compiler."""
     return not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
 
 
-def loss_of(
-    arguments: tuple[Any, ...],
-    operator: Callable[..., tuple[Tensor, Tensor]],
-    eager: type[torch.autograd.Function],
-    transformable: type[torch.autograd.Function],
-) -> Tensor:
-    """The operator's first result, by the way that suits who calls."""
-    loss: Tensor
-    if torch.compiler.is_compiling():
-        loss, _ = operator(*arguments)
-    elif is_transformed():
-        loss, _ = transformable.apply(*arguments)
-    else:
-        loss = eager.apply(*arguments)
-    return loss
+class LossOperator:
+    """``loss, saved = absgd::name(logits, target, *per_class, *numbers)``, differentiable once in
+    logits by ``absgd::name_backward(grad_loss, logits, target, saved, *per_class, *numbers)``.
+
+    Args:
+        name: as registered.
+        per_class: how many arguments have a value for each class.
+        add_up: what a change of each logit changes of each loss, of (the terms, *numbers).
+    """
+
+    def __init__(self, name: str, per_class: int, add_up: Callable[..., Tensor]) -> None:
+        self.per_class, self.add_up = per_class, add_up
+        self.loss = getattr(torch.ops.absgd, name).default
+        self.gradient = getattr(torch.ops.absgd, f"{name}_backward").default
+        torch.library.register_autograd(
+            f"absgd::{name}", self.backward, setup_context=self.setup_context
+        )
+        torch.library.register_autograd(f"absgd::{name}_backward", backward_twice)
+
+    def __call__(self, *arguments: Any) -> Tensor:
+        """The losses, by the way that suits who calls."""
+        loss: Tensor
+        if torch.compiler.is_compiling():
+            loss, _ = self.loss(*arguments)
+        elif is_transformed():
+            loss, _ = TransformableLoss.apply(*arguments, self)
+        else:
+            loss = EagerLoss.apply(*arguments, self)
+        return loss
+
+    def save(self, ctx: Any, inputs: tuple[Any, ...], saved: Tensor) -> None:
+        logits, target, *rest = inputs
+        ctx.numbers = rest[self.per_class :]
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(logits, target, saved, *rest[: self.per_class])
+
+    def setup_context(self, ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        ctx.mark_non_differentiable(output[1])
+        self.save(ctx, inputs, output[1])
+
+    def backward(self, ctx: Any, grad_loss: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
+        grad = None
+        if grad_loss is not None and ctx.needs_input_grad[0]:
+            grad = self.gradient(grad_loss, *ctx.saved_tensors, *ctx.numbers)
+        return grad, *[None] * (len(ctx.needs_input_grad) - 1)
+
+
+class EagerLoss(torch.autograd.Function):
+    """The formula of a `LossOperator`, the last argument, at two thirds of its time on a small
+    batch."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, *rest: Any) -> Tensor:
+        *options, ctx.operator = rest
+        loss: Tensor
+        loss, saved = ctx.operator.loss(logits.detach(), *options)
+        ctx.operator.save(ctx, (logits, *options), saved)
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, grad_loss: Tensor | None) -> tuple[Tensor | None, ...]:
+        operator: LossOperator = ctx.operator
+        return operator.backward(ctx, grad_loss)
+
+
+class TransformableLoss(torch.autograd.Function):
+    """The same for torch.func: ``grad`` and its kin, ``vmap`` and ``jvp``, also of one another."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(*arguments: Any) -> tuple[Tensor, Tensor]:
+        *inputs, operator = arguments
+        loss, saved = operator.loss(*inputs)
+        return loss, saved
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        *arguments, operator = inputs
+        operator.setup_context(ctx, tuple(arguments), output)
+        logits, target, *rest = arguments
+        ctx.save_for_forward(logits, target, output[1], *rest[: operator.per_class])
+        ctx.operator, ctx.shape = operator, output[0].shape
+
+    @staticmethod
+    def backward(ctx: Any, grad_loss: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
+        grad = None
+        if grad_loss is not None and ctx.needs_input_grad[0]:
+            grad = TransformableGradient.apply(
+                ctx.operator.gradient, grad_loss, *ctx.saved_tensors, *ctx.numbers
+            )
+        return grad, *[None] * (len(ctx.needs_input_grad) - 1)
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor, *_: None) -> tuple[Tensor, None]:
+        logits, target, saved, *per_class = ctx.saved_tensors
+        ones = saved.new_ones(ctx.shape)
+        slope = ctx.operator.gradient(ones, logits, target, saved, *per_class, *ctx.numbers)
+        return ctx.operator.add_up((slope * tangent).to(saved.dtype), *ctx.numbers), None
+
+
+class TransformableGradient(torch.autograd.Function):
+    """``operator(*arguments)``, a gradient, for torch.func: it cannot be differentiated in turn."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(operator: Callable[..., Tensor], *arguments: Any) -> Tensor:
+        return operator(*arguments)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> None:
+        backward_twice(ctx)
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Tensor) -> None:
+        backward_twice(ctx)
 
 
 def backward_twice(ctx: Any, *grads: Tensor) -> None:
@@ -71,23 +157,6 @@ class DifferentiatedOnce(torch.autograd.Function):
         return grad.view_as(grad)
 
     backward = staticmethod(backward_twice)
-
-
-class TransformableGradient(torch.autograd.Function):
-    """``operator(*arguments)``, a gradient, for torch.func: it cannot be differentiated in turn."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(operator: Callable[..., Tensor], *arguments: Any) -> Tensor:
-        return operator(*arguments)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        pass
-
-    backward = staticmethod(backward_twice)
-    jvp = staticmethod(backward_twice)
 
 
 # ---- vmap: a batch of calls as one call with more samples ----

@@ -12,18 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ._differentiable import (
-    TransformableGradient,
-    arithmetic_type,
-    as_samples,
-    backward_twice,
-    check_factor,
-    in_front,
-    loss_of,
-    refuse_mapped_options,
-    require,
-)
-from ._ops import register_fake
+from ._differentiable import LossOperator, as_samples, in_front, refuse_mapped_options
+from ._ops import arithmetic_type, check_factor, register_fake, require
 
 SAVED = 4  # ABSGD_LOSS_SAVED
 
@@ -57,12 +47,7 @@ def softmax_loss(
         target = target.to(dtype)
         if target.requires_grad and torch.is_grad_enabled():
             return _expected_loss(logits.to(dtype), target, weight, margin, offset, *numbers)
-    return loss_of(
-        (logits, target, weight, margin, offset, *numbers, ignore_index),
-        torch.ops.absgd.softmax_loss,
-        SoftmaxLoss,
-        TransformableSoftmaxLoss,
-    )
+    return _operator(logits, target, weight, margin, offset, *numbers, ignore_index)
 
 
 def _expected_loss(
@@ -205,78 +190,11 @@ def _(
     return torch.empty_like(logits, memory_format=torch.contiguous_format)
 
 
-class SoftmaxLoss(torch.autograd.Function):
-    """The operator's own autograd formula below, at two thirds of its time on a small batch."""
-
-    @staticmethod
-    def forward(ctx: Any, logits: Tensor, *rest: Any) -> Tensor:
-        loss: Tensor
-        loss, saved = torch.ops.absgd.softmax_loss(logits.detach(), *rest)
-        _save(ctx, (logits, *rest), saved)
-        return loss
-
-    @staticmethod
-    def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
-        return _backward(ctx, grad_loss, None)
+def _over_classes(terms: Tensor, *numbers: Any) -> Tensor:
+    return terms.sum(min(terms.dim() - 1, 1))
 
 
-def _save(ctx: Any, inputs: tuple[Any, ...], saved: Tensor) -> None:
-    logits, target, weight, margin, offset, *ctx.options = inputs
-    ctx.set_materialize_grads(False)
-    ctx.save_for_backward(logits, target, saved, weight, margin, offset)
-
-
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    ctx.mark_non_differentiable(output[1])
-    _save(ctx, inputs, output[1])
-
-
-def _backward(ctx: Any, grad_loss: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
-    grad = None
-    if grad_loss is not None and ctx.needs_input_grad[0]:
-        grad = torch.ops.absgd.softmax_loss_backward(grad_loss, *ctx.saved_tensors, *ctx.options)
-    return grad, *[None] * 8
-
-
-torch.library.register_autograd("absgd::softmax_loss", _backward, setup_context=_setup_context)
-torch.library.register_autograd("absgd::softmax_loss_backward", backward_twice)
-
-
-# ---- torch.func ----
-
-
-class TransformableSoftmaxLoss(torch.autograd.Function):
-    """The same for torch.func: ``grad`` and its kin, ``vmap`` and ``jvp``, also of one another."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(*arguments: Any) -> tuple[Tensor, Tensor]:
-        loss, saved = torch.ops.absgd.softmax_loss(*arguments)
-        return loss, saved
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-        _setup_context(ctx, inputs, output)
-        ctx.save_for_forward(inputs[0], inputs[1], output[1], *inputs[2:5])
-
-    @staticmethod
-    def backward(ctx: Any, grad_loss: Tensor, _: None) -> tuple[Tensor | None, ...]:
-        if grad_loss is None or not ctx.needs_input_grad[0]:
-            return (None,) * 9
-        grad = TransformableGradient.apply(
-            torch.ops.absgd.softmax_loss_backward, grad_loss, *ctx.saved_tensors, *ctx.options
-        )
-        return grad, *[None] * 8
-
-    @staticmethod
-    def jvp(ctx: Any, tangent: Tensor, *_: None) -> tuple[Tensor, None]:
-        logits, target, saved, *per_class = ctx.saved_tensors
-        ones = torch.ones_like(saved[0])
-        slope = torch.ops.absgd.softmax_loss_backward(
-            ones, logits, target, saved, *per_class, *ctx.options
-        )
-        return (slope * tangent).sum(min(logits.dim() - 1, 1), dtype=saved.dtype), None
+_operator = LossOperator("softmax_loss", 3, _over_classes)
 
 
 @torch.library.register_vmap("absgd::softmax_loss")  # type: ignore[untyped-decorator]

@@ -42,27 +42,42 @@ def register_fake(name: str) -> Callable[[Function], Function]:
 FLOATING = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 
-# ---- fake kernels: the checks of csrc/register_batch.h, and shapes
+def arithmetic_type(dtype: torch.dtype) -> torch.dtype:
+    """The type that values of dtype are computed in, and that their losses have."""
+    return torch.float64 if dtype is torch.float64 else torch.float32
 
 
-def _check(condition: bool, message: str) -> None:
+def require(condition: bool, message: str) -> None:
+    """As ``STD_TORCH_CHECK`` in the registration, for fake kernels."""
     torch._check(condition, lambda: message)
+
+
+def check_factor(factor: Tensor | None, dtype: torch.dtype, logits: Tensor) -> None:
+    """Of a scalar that multiplies a backward operator's whole ``grad_loss``."""
+    require(
+        factor is None
+        or (factor.numel() == 1 and factor.dtype is dtype and factor.device == logits.device),
+        f"factor must be one value of {dtype} on the logits' device",
+    )
+
+
+# ---- fake kernels: the checks of csrc/register_batch.h, and shapes
 
 
 def _check_device(like: Tensor, name: str, tensor: Tensor) -> None:
     on, got = like.device, tensor.device
-    _check(got == on, f"{name} must be on {on} as the other arguments, got {got}")
+    require(got == on, f"{name} must be on {on} as the other arguments, got {got}")
 
 
 def _check_batch(losses: Tensor, mask: Tensor | None, weight: Tensor | None) -> None:
     dtype = losses.dtype
-    _check(dtype in FLOATING, f"losses must be float32, float64, float16 or bfloat16, got {dtype}")
-    wanted = {"mask": (mask, torch.bool), "weight": (weight, _arithmetic_type(dtype))}
+    require(dtype in FLOATING, f"losses must be float32, float64, float16 or bfloat16, got {dtype}")
+    wanted = {"mask": (mask, torch.bool), "weight": (weight, arithmetic_type(dtype))}
     for name, (tensor, type_) in wanted.items():
         if tensor is None:
             continue
-        _check(tensor.dtype is type_, f"{name} must be {type_}, got {tensor.dtype}")
-        _check(
+        require(tensor.dtype is type_, f"{name} must be {type_}, got {tensor.dtype}")
+        require(
             tensor.shape == losses.shape,
             f"{name} must have the losses' shape {tuple(losses.shape)}, got {tuple(tensor.shape)}",
         )
@@ -74,7 +89,7 @@ def _check_doubles(like: Tensor, **tensors: tuple[Tensor | None, int]) -> None:
     for name, (tensor, size) in tensors.items():
         if tensor is None:
             continue
-        _check(
+        require(
             tensor.dtype is torch.float64 and tensor.numel() == size and tensor.is_contiguous(),
             f"{name} must be a contiguous float64 tensor of {size} element(s), "
             f"got {tensor.numel()} of {tensor.dtype}",
@@ -87,12 +102,29 @@ def _row_size(rows: Tensor | None, size: int) -> int:
     return 0 if rows is None else rows.numel() // size * size
 
 
-def _arithmetic_type(dtype: torch.dtype) -> torch.dtype:
-    return torch.float64 if dtype is torch.float64 else torch.float32
+def _check_state(
+    like: Tensor,
+    lam: Tensor,
+    log_s: Tensor,
+    log_s_lam: Tensor,
+    reports: Tensor | None = None,
+    rows: Tensor | None = None,
+    lam_rule: Tensor | None = None,
+) -> None:
+    """What the normaliser and the rule have, and all ranks' rows of statistics."""
+    _check_doubles(
+        like,
+        rows=(rows, _row_size(rows, STATS_SIZE)),
+        lam_rule=(lam_rule, LAM_RULE_SIZE),
+        lam=(lam, 1),
+        log_s=(log_s, 1),
+        log_s_lam=(log_s_lam, 1),
+        reports=(reports, 2 * REPORT_SIZE),
+    )
 
 
 def _weights_like(losses: Tensor) -> Tensor:
-    return losses.new_empty((2, *losses.shape), dtype=_arithmetic_type(losses.dtype))
+    return losses.new_empty((2, *losses.shape), dtype=arithmetic_type(losses.dtype))
 
 
 @register_fake("absgd::batch_stats")
@@ -112,29 +144,16 @@ def _(
     log_s: Tensor,
     log_s_lam: Tensor,
     reports: Tensor,
-    gamma: float,
-    alpha: float,
-    s_init: float,
-    max_weight: float,
-    keep_loss: bool,
-    bounded: bool,
-    factor: float,
+    *numbers: float,
 ) -> Tensor:
     _check_batch(losses, mask, weight)
-    _check_doubles(
-        losses,
-        rows=(rows, _row_size(rows, STATS_SIZE)),
-        lam=(lam, 1),
-        log_s=(log_s, 1),
-        log_s_lam=(log_s_lam, 1),
-        reports=(reports, 2 * REPORT_SIZE),
-    )
+    _check_state(losses, lam, log_s, log_s_lam, reports, rows)
     return _weights_like(losses)
 
 
 @register_fake("absgd::carry_log_s")
 def _(lam: Tensor, log_s: Tensor, log_s_lam: Tensor, s_init: float) -> None:
-    _check_doubles(lam, lam=(lam, 1), log_s=(log_s, 1), log_s_lam=(log_s_lam, 1))
+    _check_state(lam, lam, log_s, log_s_lam)
 
 
 @register_fake("absgd::weigh_provisionally")
@@ -148,24 +167,11 @@ def _(
     log_s_lam: Tensor,
     accumulation: Tensor,
     shrink: Tensor,
-    gamma: float,
-    alpha: float,
-    s_init: float,
-    max_weight: float,
-    keep_loss: bool,
-    bounded: bool,
-    factor: float,
+    *numbers: float,
 ) -> Tensor:
     _check_batch(losses, mask, weight)
-    _check_doubles(
-        losses,
-        rows=(rows, _row_size(rows, STATS_SIZE)),
-        lam=(lam, 1),
-        log_s=(log_s, 1),
-        log_s_lam=(log_s_lam, 1),
-        accumulation=(accumulation, ACCUMULATION_SIZE),
-        shrink=(shrink, 1),
-    )
+    _check_state(losses, lam, log_s, log_s_lam, rows=rows)
+    _check_doubles(losses, accumulation=(accumulation, ACCUMULATION_SIZE), shrink=(shrink, 1))
     return _weights_like(losses)
 
 
@@ -177,23 +183,10 @@ def _(
     log_s: Tensor,
     log_s_lam: Tensor,
     reports: Tensor,
-    gamma: float,
-    alpha: float,
-    s_init: float,
-    max_weight: float,
-    keep_loss: bool,
-    bounded: bool,
-    divisor: float,
+    *numbers: float,
 ) -> Tensor:
-    _check_doubles(
-        lam,
-        accumulation=(accumulation, ACCUMULATION_SIZE),
-        rows=(rows, _row_size(rows, STATS_SIZE)),
-        lam=(lam, 1),
-        log_s=(log_s, 1),
-        log_s_lam=(log_s_lam, 1),
-        reports=(reports, 2 * REPORT_SIZE),
-    )
+    _check_doubles(lam, accumulation=(accumulation, ACCUMULATION_SIZE))
+    _check_state(lam, lam, log_s, log_s_lam, reports, rows)
     return lam.new_empty((), dtype=torch.float64)
 
 
@@ -270,12 +263,12 @@ def _(
     _check_batch(losses, mask, base_weight)
     if class_weight is not None:
         classes = logits.shape[0 if logits.dim() == 1 else 1]
-        _check(
+        require(
             class_weight.shape == (classes,) and class_weight.dtype is losses.dtype,
             f"class_weight must be {classes} value(s) of {losses.dtype}, "
             f"got {tuple(class_weight.shape)} of {class_weight.dtype}",
         )
-    _check_state(losses, lam_rule, lam, log_s, log_s_lam, reports)
+    _check_state(losses, lam, log_s, log_s_lam, reports, lam_rule=lam_rule)
     if at_once:
         saved = torch.ops.absgd.softmax_loss_backward(losses, logits, target, saved, *options)
     return losses.new_empty(()), losses, _weights_like(losses), saved
@@ -311,26 +304,7 @@ def _(
     options = (weight, pos_weight, *numbers)
     losses, known = torch.ops.absgd.sigmoid_loss(logits, target, *options)
     _check_batch(losses, mask, base_weight)
-    _check_state(losses, lam_rule, lam, log_s, log_s_lam, reports)
+    _check_state(losses, lam, log_s, log_s_lam, reports, lam_rule=lam_rule)
     if at_once:
         known = torch.ops.absgd.sigmoid_loss_backward(losses, logits, target, known, *options)
     return losses.new_empty(()), losses, _weights_like(losses), known
-
-
-def _check_state(
-    losses: Tensor,
-    lam_rule: Tensor | None,
-    lam: Tensor,
-    log_s: Tensor,
-    log_s_lam: Tensor,
-    reports: Tensor,
-) -> None:
-    """What both weighted losses check of the rule's state."""
-    _check_doubles(
-        losses,
-        lam_rule=(lam_rule, LAM_RULE_SIZE),
-        lam=(lam, 1),
-        log_s=(log_s, 1),
-        log_s_lam=(log_s_lam, 1),
-        reports=(reports, 2 * REPORT_SIZE),
-    )

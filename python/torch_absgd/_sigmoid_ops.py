@@ -10,18 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._differentiable import (
-    TransformableGradient,
-    arithmetic_type,
-    as_samples,
-    backward_twice,
-    check_factor,
-    in_front,
-    loss_of,
-    refuse_mapped_options,
-    require,
-)
-from ._ops import register_fake
+from ._differentiable import LossOperator, as_samples, in_front, refuse_mapped_options
+from ._ops import arithmetic_type, check_factor, register_fake, require
 
 
 def sigmoid_loss(
@@ -48,18 +38,8 @@ def sigmoid_loss(
     """
     dtype = arithmetic_type(logits.dtype)
     weight, pos_weight = (None if v is None else v.to(dtype) for v in (weight, pos_weight))
-    arguments = (
-        logits,
-        target.to(dtype),
-        weight,
-        pos_weight,
-        label_smoothing,
-        alpha,
-        focal_gamma,
-        ignore_index,
-        per_sample,
-    )
-    return loss_of(arguments, torch.ops.absgd.sigmoid_loss, SigmoidLoss, TransformableSigmoidLoss)
+    numbers = (label_smoothing, alpha, focal_gamma, ignore_index, per_sample)
+    return _operator(logits, target.to(dtype), weight, pos_weight, *numbers)
 
 
 def _check(
@@ -147,80 +127,12 @@ def _check_numbers(
     )
 
 
-class SigmoidLoss(torch.autograd.Function):
-    """The operator's own autograd formula below, at two thirds of its time on a small batch."""
-
-    @staticmethod
-    def forward(ctx: Any, logits: Tensor, *rest: Any) -> Tensor:
-        loss: Tensor
-        loss, known = torch.ops.absgd.sigmoid_loss(logits.detach(), *rest)
-        _save(ctx, (logits, *rest), known)
-        return loss
-
-    @staticmethod
-    def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
-        return _backward(ctx, grad_loss, None)
+def _over_elements(terms: Tensor, *numbers: Any) -> Tensor:
+    per_sample = numbers[-1]
+    return terms.flatten(1).sum(1) if per_sample and terms.dim() > 1 else terms
 
 
-def _save(ctx: Any, inputs: tuple[Any, ...], known: Tensor) -> None:
-    logits, target, weight, pos_weight, *ctx.options = inputs
-    ctx.set_materialize_grads(False)
-    ctx.save_for_backward(logits, target, known, weight, pos_weight)
-
-
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    ctx.mark_non_differentiable(output[1])
-    _save(ctx, inputs, output[1])
-
-
-def _backward(ctx: Any, grad_loss: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
-    grad = None
-    if grad_loss is not None and ctx.needs_input_grad[0]:
-        grad = torch.ops.absgd.sigmoid_loss_backward(grad_loss, *ctx.saved_tensors, *ctx.options)
-    return grad, *[None] * 8
-
-
-torch.library.register_autograd("absgd::sigmoid_loss", _backward, setup_context=_setup_context)
-torch.library.register_autograd("absgd::sigmoid_loss_backward", backward_twice)
-
-
-# ---- torch.func ----
-
-
-class TransformableSigmoidLoss(torch.autograd.Function):
-    """The same for torch.func: ``grad`` and its kin, ``vmap`` and ``jvp``, also of one another."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(*arguments: Any) -> tuple[Tensor, Tensor]:
-        loss, known = torch.ops.absgd.sigmoid_loss(*arguments)
-        return loss, known
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-        _setup_context(ctx, inputs, output)
-        ctx.save_for_forward(inputs[0], inputs[1], output[1], *inputs[2:4])
-
-    @staticmethod
-    def backward(ctx: Any, grad_loss: Tensor, _: None) -> tuple[Tensor | None, ...]:
-        if grad_loss is None or not ctx.needs_input_grad[0]:
-            return (None,) * 9
-        grad = TransformableGradient.apply(
-            torch.ops.absgd.sigmoid_loss_backward, grad_loss, *ctx.saved_tensors, *ctx.options
-        )
-        return grad, *[None] * 8
-
-    @staticmethod
-    def jvp(ctx: Any, tangent: Tensor, *_: None) -> tuple[Tensor, None]:
-        logits, target, known, *per_class = ctx.saved_tensors
-        per_sample = ctx.options[-1]
-        ones = known.new_ones(logits.shape[:1] if per_sample else logits.shape)
-        slope = torch.ops.absgd.sigmoid_loss_backward(
-            ones, logits, target, known, *per_class, *ctx.options
-        )
-        change = (slope * tangent).to(known.dtype)
-        return (change.flatten(1).sum(1) if per_sample and change.dim() > 1 else change), None
+_operator = LossOperator("sigmoid_loss", 2, _over_elements)
 
 
 @torch.library.register_vmap("absgd::sigmoid_loss")  # type: ignore[untyped-decorator]

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from ._checks import check_integer
 from ._class_values import ClassValues, check_class_weight, check_pair
-from ._differentiable import arithmetic_type
+from ._ops import arithmetic_type
 
 
 class PerSampleLinearCrossEntropy(ClassValues):

@@ -24,8 +24,8 @@ from ._class_values import (
     check_pair,
     positive_counts,
 )
-from ._differentiable import arithmetic_type
 from ._loss_ops import softmax_loss
+from ._ops import arithmetic_type
 
 
 class PerSampleLoss(ClassValues):

@@ -21,7 +21,7 @@ from ._class_values import (
     check_label_smoothing,
     check_pair,
 )
-from ._differentiable import arithmetic_type
+from ._ops import arithmetic_type
 from ._sigmoid_ops import sigmoid_loss
 
 

@@ -18,7 +18,8 @@ from typing import Any, TypeGuard
 import torch
 from torch import Tensor, nn
 
-from ._differentiable import DifferentiatedOnce, arithmetic_type, is_transformed
+from ._differentiable import DifferentiatedOnce, is_transformed
+from ._ops import arithmetic_type
 from ._rule_checks import check_mask_and_weight
 from .losses import PerSampleLoss
 from .sigmoid_losses import PerSampleSigmoidLoss
