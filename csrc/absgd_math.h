@@ -254,6 +254,11 @@ ABSGD_FN enum absgd_focus absgd_focus_at(double gamma) {
     return gamma == 0.0 ? ABSGD_NO_FOCUS : gamma == 2.0 ? ABSGD_FOCUS_SQUARED : ABSGD_FOCUS;
 }
 
+ABSGD_FN enum absgd_focus absgd_sigmoid_focus(const absgd_sigmoid_loss *spec) {
+    if (spec->focal_gamma == 0.0 && spec->alpha >= 0.0) return ABSGD_FOCUS; /* for α alone */
+    return absgd_focus_at(spec->focal_gamma);
+}
+
 /* What g is multiplied by first. */
 ABSGD_FN double absgd_grad_factor(int maximize, double grad_scale) {
     return (maximize ? -1.0 : 1.0) / grad_scale;

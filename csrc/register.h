@@ -93,6 +93,27 @@ inline bool same_device(const Tensor &a, const Tensor &b) {
     return a.is_cpu() == b.is_cpu() && a.get_device_index() == b.get_device_index();
 }
 
+inline bool same_shape(const Tensor &a, const Tensor &b) {
+    const auto x = a.sizes(), y = b.sizes();
+    return std::equal(x.begin(), x.end(), y.begin(), y.end());
+}
+
+/* The memory of an optional value for each class, of the logits' arithmetic type, which `kept`
+ * owns; NULL if there is none. */
+inline const void *per_class(std::optional<Tensor> &kept, const std::optional<Tensor> &values,
+                             const char *name, int64_t classes, const Tensor &logits,
+                             ScalarType type) {
+    if (!values) return nullptr;
+    STD_TORCH_CHECK(values->dim() == 1 && values->numel() == classes, name,
+                    " must have shape (C) with C = ", classes, ", got ", values->numel(),
+                    " element(s) in ", values->dim(), " dimension(s)");
+    STD_TORCH_CHECK(values->scalar_type() == type, name, " must be ", name_of(type), " for ",
+                    name_of(logits.scalar_type()), " logits, got ", name_of(values->scalar_type()));
+    STD_TORCH_CHECK(same_device(*values, logits), name, " must be on the logits' device");
+    kept = as_contiguous(*values);
+    return kept->const_data_ptr();
+}
+
 /* Of a scalar that multiplies a backward pass's whole grad_loss, of this type; it may be missing.
  */
 inline void check_factor(const std::optional<Tensor> &factor, ScalarType type, const Tensor &like) {

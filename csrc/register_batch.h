@@ -16,11 +16,6 @@ constexpr int64_t LAM_SEARCH_SIZE = sizeof(absgd_lam_search) / sizeof(double);
 
 inline int64_t chunks(int64_t n, int64_t size) { return (n + size - 1) / size; }
 
-inline bool same_shape(const Tensor &a, const Tensor &b) {
-    const auto x = a.sizes(), y = b.sizes();
-    return std::equal(x.begin(), x.end(), y.begin(), y.end());
-}
-
 /* Losses with their mask and base measure, as absgd.h takes them. Owns what it had to copy. */
 struct Losses {
     Tensor values;

@@ -32,8 +32,8 @@ struct SigmoidLoss {
         spec = {sizes[0],
                 classes,
                 inner,
-                per_class(weight, weight_, "weight", classes),
-                per_class(pos_weight, pos_weight_, "pos_weight", classes),
+                per_class(weight, weight_, "weight", classes, logits, arithmetic()),
+                per_class(pos_weight, pos_weight_, "pos_weight", classes, logits, arithmetic()),
                 label_smoothing,
                 alpha,
                 focal_gamma,
@@ -73,26 +73,12 @@ struct SigmoidLoss {
                         name_of(t.scalar_type()));
     }
 
-    const void *per_class(std::optional<Tensor> &kept, const std::optional<Tensor> &values,
-                          const char *name, int64_t classes) const {
-        if (!values) return nullptr;
-        STD_TORCH_CHECK(values->dim() == 1 && values->numel() == classes, name,
-                        " must have shape (C) with C = ", classes, ", got ", values->numel(),
-                        " element(s) in ", values->dim(), " dimension(s)");
-        kept = as_contiguous(*values);
-        check_values(*kept, classes, name);
-        return kept->const_data_ptr();
-    }
-
     void check_target() const {
         STD_TORCH_CHECK(target.scalar_type() == arithmetic() && same_device(target, logits),
                         "target must be ", name_of(arithmetic()), " on the logits' device for ",
                         name_of(logits.scalar_type()), " logits, got ",
                         name_of(target.scalar_type()));
-        const auto a = target.sizes(), b = logits.sizes();
-        STD_TORCH_CHECK(std::vector<int64_t>(a.begin(), a.end()) ==
-                            std::vector<int64_t>(b.begin(), b.end()),
-                        "target must have the logits' shape");
+        STD_TORCH_CHECK(same_shape(target, logits), "target must have the logits' shape");
     }
 };
 

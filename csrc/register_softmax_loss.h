@@ -33,14 +33,15 @@ struct SoftmaxLoss {
         }
         const int64_t classes = sizes[class_dim];
         STD_TORCH_CHECK(classes >= 1, "logits must have at least one class, got none");
+        const ScalarType type = arithmetic_type(dtype);
         int64_t inner = 1;
         for (int64_t d = 2; d < logits.dim(); d++) inner *= sizes[d];
         spec = {(class_dim ? sizes[0] : 1) * inner,
                 classes,
                 is_rows ? 1 : std::max<int64_t>(inner, 1),
-                per_class(weight, weight_, "weight", classes),
-                per_class(margin, margin_, "margin", classes),
-                per_class(offset, offset_, "offset", classes),
+                per_class(weight, weight_, "weight", classes, logits, type),
+                per_class(margin, margin_, "margin", classes, logits, type),
+                per_class(offset, offset_, "offset", classes, logits, type),
                 scale,
                 focal_gamma,
                 label_smoothing,
@@ -80,20 +81,6 @@ struct SoftmaxLoss {
 
     bool is_soft() const { return target.scalar_type() != ScalarType::Long; }
 
-    const void *per_class(std::optional<Tensor> &kept, const std::optional<Tensor> &values,
-                          const char *name, int64_t classes) const {
-        if (!values) return nullptr;
-        STD_TORCH_CHECK(values->dim() == 1 && values->numel() == classes, name,
-                        " must have shape (C) with C = ", classes, ", got ", values->numel(),
-                        " element(s) in ", values->dim(), " dimension(s)");
-        STD_TORCH_CHECK(values->scalar_type() == arithmetic_type(dtype), name, " must be ",
-                        name_of(arithmetic_type(dtype)), " for ", name_of(logits.scalar_type()),
-                        " logits, got ", name_of(values->scalar_type()));
-        STD_TORCH_CHECK(same_device(*values, logits), name, " must be on the logits' device");
-        kept = as_contiguous(*values);
-        return kept->const_data_ptr();
-    }
-
     void check_target() const {
         STD_TORCH_CHECK(same_device(target, logits), "target must be on the logits' device");
         if (is_soft()) {
@@ -102,9 +89,7 @@ struct SoftmaxLoss {
                             name_of(arithmetic_type(dtype)), " class probabilities for ",
                             name_of(logits.scalar_type()), " logits, got ",
                             name_of(target.scalar_type()));
-            const auto a = target.sizes(), b = logits.sizes();
-            STD_TORCH_CHECK(std::vector<int64_t>(a.begin(), a.end()) ==
-                                std::vector<int64_t>(b.begin(), b.end()),
+            STD_TORCH_CHECK(same_shape(target, logits),
                             "target of class probabilities must have the logits' shape");
             return;
         }

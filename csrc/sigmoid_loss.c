@@ -58,7 +58,7 @@ int ABSGD_KERNEL(absgd_sigmoid_targets_fit)(absgd_dtype dtype, const absgd_sigmo
     }
 #define FOR_EACH_FOCUS(name, call)                                                                 \
     case name:                                                                                     \
-        switch (absgd_focus_of(spec)) {                                                            \
+        switch (absgd_sigmoid_focus(spec)) {                                                       \
             case ABSGD_NO_FOCUS: call(name, ABSGD_NO_FOCUS); break;                                \
             case ABSGD_FOCUS_SQUARED: call(name, ABSGD_FOCUS_SQUARED); break;                      \
             case ABSGD_FOCUS: call(name, ABSGD_FOCUS); break;                                      \

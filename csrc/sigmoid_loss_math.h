@@ -16,16 +16,6 @@
  *   ∂L/∂x = weight·(α₁q + α₀n)·u^γ·(∂D/∂x + γ·(∂u/∂x)/u·D),   |∂u/∂x| ≤ u
  *
  * and where e underflows to 0 in u, log u = −|x| − log(1+e) still holds it. */
-#ifndef ABSGD_FOCUS_OF
-#define ABSGD_FOCUS_OF
-
-ABSGD_FN enum absgd_focus absgd_focus_of(const absgd_sigmoid_loss *spec) {
-    if (spec->focal_gamma == 0.0 && spec->alpha >= 0.0) return ABSGD_FOCUS; /* for α alone */
-    return absgd_focus_at(spec->focal_gamma);
-}
-
-#endif
-
 typedef struct REAL(element_result) {
     real loss, slope;
 } REAL(element_result);

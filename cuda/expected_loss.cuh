@@ -7,53 +7,20 @@
 
 #include "softmax_loss.cuh"
 
+#include <type_traits>
+
 namespace absgd {
 
-#define REAL(name) loss_f32_##name
-#define real float
-#define EXP expf
-#define LOG logf
-#include "class_loss_math.h"
-#undef REAL
-#undef real
+#define FORMULAS "class_loss_math.h"
+#include "in_both_types.h"
+using f32::class_loss, f64::class_loss, f32::top_nll, f64::top_nll, f32::expected, f64::expected;
 
-#define REAL(name) loss_f64_##name
-#define real double
-#define EXP exp
-#define LOG log
-#include "class_loss_math.h"
-#undef REAL
-#undef real
-
-/* The formulas in the arithmetic type A. */
-template <class A> struct formulas;
-
-template <> struct formulas<float> {
-    using class_spec = loss_f32_class_spec;
-    using top = loss_f32_top;
-    template <class... X> __device__ static auto class_loss(X... x) {
-        return loss_f32_class_loss(x...);
-    }
-    template <class... X> __device__ static auto top_nll(X... x) { return loss_f32_top_nll(x...); }
-    template <class... X> __device__ static auto expected(X... x) {
-        return loss_f32_expected(x...);
-    }
-};
-
-template <> struct formulas<double> {
-    using class_spec = loss_f64_class_spec;
-    using top = loss_f64_top;
-    template <class... X> __device__ static auto class_loss(X... x) {
-        return loss_f64_class_loss(x...);
-    }
-    template <class... X> __device__ static auto top_nll(X... x) { return loss_f64_top_nll(x...); }
-    template <class... X> __device__ static auto expected(X... x) {
-        return loss_f64_expected(x...);
-    }
-};
+template <class A>
+using class_spec = std::conditional_t<sizeof(A) == 4, f32::class_spec, f64::class_spec>;
+template <class A> using top_class = std::conditional_t<sizeof(A) == 4, f32::top, f64::top>;
 
 template <class S, class A = typename arithmetic<S>::type>
-__device__ typename formulas<A>::class_spec spec_of_class(const loss_call<S> &call, int c) {
+__device__ class_spec<A> spec_of_class(const loss_call<S> &call, int c) {
     const A weight = call.weight_of(c), margin = call.margin ? call.scale * call.margin[c] : 0;
     return {call.kept * weight, call.share * weight, margin, 1 - exp(-margin)};
 }
@@ -138,9 +105,8 @@ __device__ term_sums<A> lane_terms(const loss_call<S> &call, absgd_focus focus, 
             const int c = tile.class_of(i);
             const A q = c == of.y ? 0 : call.soft_target[first + c * call.inner];
             const A nll = (max - z[i]) + log_total;
-            const auto r =
-                formulas<A>::class_loss(call.margin != nullptr, focus, spec_of_class(call, c), q,
-                                        exp_nonpositive(-nll), nll, call.gamma, of.share_sum);
+            const auto r = class_loss(call.margin != nullptr, focus, spec_of_class(call, c), q,
+                                      exp_nonpositive(-nll), nll, call.gamma, of.share_sum);
             sums.loss += r.loss;
             sums.slope += r.slope;
         }
@@ -163,14 +129,14 @@ __device__ void write_expected_losses(const loss_call<S> &call, absgd_focus focu
         const int y = of.y < 0 ? 0 : static_cast<int>(of.y);
         const auto own = spec_of_class(call, y);
         const A max = fmax(of.max, of.top - own.margin);
-        const A log_total = (of.top - max) + formulas<A>::top_nll(of.top, of.max, of.sum);
+        const A log_total = (of.top - max) + top_nll(of.top, of.max, of.sum);
         const term_sums<A> terms = reduce(
             lane_terms<V>(call, focus, first, of, max, log_total, lane), call.lanes, join_terms<A>);
         if (!is_here || lane != 0) continue;
-        const typename formulas<A>::top top = {of.top, call.soft_target[first + y * call.inner],
-                                               own.margin, own.weight, own.share};
-        const auto r = formulas<A>::expected(focus != ABSGD_NO_FOCUS, max, of.max, of.sum, top,
-                                             call.gamma, of.share_sum, terms.loss, terms.slope);
+        const top_class<A> top = {of.top, call.soft_target[first + y * call.inner], own.margin,
+                                  own.weight, own.share};
+        const auto r = expected(focus != ABSGD_NO_FOCUS, max, of.max, of.sum, top, call.gamma,
+                                of.share_sum, terms.loss, terms.slope);
         loss[sample] = r.loss;
         const A kept[ABSGD_LOSS_SAVED] = {max, r.others, r.at_target, log_total};
         for (int k = 0; k < ABSGD_LOSS_SAVED; k++) saved[k * call.samples + sample] = kept[k];
@@ -221,9 +187,9 @@ __global__ void __launch_bounds__(THREADS, BLOCKS<S>)
                 if (!tile.is_in_row(call, i)) continue;
                 const int c = tile.class_of(i);
                 const A nll = (max - g[i]) + log_total, e = exp_nonpositive(g[i] - max);
-                const auto r = formulas<A>::class_loss(
-                    call.margin != nullptr, focus, spec_of_class(call, c),
-                    call.soft_target[first + c * call.inner], h * e, nll, call.gamma, share_sum);
+                const auto r = class_loss(call.margin != nullptr, focus, spec_of_class(call, c),
+                                          call.soft_target[first + c * call.inner], h * e, nll,
+                                          call.gamma, share_sum);
                 g[i] = nll < A(0.5) ? at_target : others * e - factor * r.slope;
             }
             tile.store(call, grad_logits + first, g);

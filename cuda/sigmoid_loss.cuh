@@ -10,23 +10,9 @@
 
 namespace absgd {
 
-#define REAL(name) sigmoid_##name##_f32
-#define real float
-#define EXP expf
-#define LOG logf
-#define LOG1P log1pf
-#include "sigmoid_loss_math.h"
-#undef REAL
-#undef real
-
-#define REAL(name) sigmoid_##name##_f64
-#define real double
-#define EXP exp
-#define LOG log
-#define LOG1P log1p
-#include "sigmoid_loss_math.h"
-#undef REAL
-#undef real
+#define FORMULAS "sigmoid_loss_math.h"
+#include "in_both_types.h"
+using f32::element, f64::element;
 
 template <class S> struct sigmoid_call {
     using A = typename arithmetic<S>::type;
@@ -49,11 +35,7 @@ template <class S> struct sigmoid_call {
         const A q = kept * t + share, n = kept * (1 - t) + share;
         const int64_t c = weight || pos_weight ? i / inner % classes : 0;
         const A w = weight ? weight[c] : 1, w_pos = pos_weight ? pos_weight[c] : 1;
-        if constexpr (sizeof(A) == sizeof(double)) {
-            return sigmoid_element_f64(focus, x, q, n, w, w_pos, alpha_1, alpha_0, gamma);
-        } else {
-            return sigmoid_element_f32(focus, x, q, n, w, w_pos, alpha_1, alpha_0, gamma);
-        }
+        return absgd::element(focus, x, q, n, w, w_pos, alpha_1, alpha_0, gamma);
     }
 };
 
@@ -144,7 +126,7 @@ sigmoid_call<S> sigmoid_call_of(const absgd_sigmoid_loss &spec, const void *logi
     call.alpha_0 = spec.alpha < 0.0 ? A(1) : static_cast<A>(1.0 - spec.alpha);
     call.gamma = static_cast<A>(spec.focal_gamma);
     call.ignored = static_cast<A>(spec.ignore_index);
-    call.focus = absgd_focus_of(&spec);
+    call.focus = absgd_sigmoid_focus(&spec);
     call.lanes = lanes_of_sample(call.size, threads);
     return call;
 }

@@ -35,41 +35,9 @@ template <class S> constexpr int BLOCKS = sizeof(S) == 8 ? 2 : 4;
 
 constexpr int64_t MAX_CLASSES = 1 << 30; /* class numbers are 32-bit */
 
-#define REAL(name) loss_f32_##name
-#define real float
-#define EXP expf
-#define LOG logf
-#define LOG1P log1pf
-#include "softmax_loss_math.h"
-#undef REAL
-#undef real
-
-#define REAL(name) loss_f64_##name
-#define real double
-#define EXP exp
-#define LOG log
-#define LOG1P log1p
-#include "softmax_loss_math.h"
-#undef REAL
-#undef real
-
-__device__ inline loss_f32_result hard_loss(float max, float sum, float z_y, float weight,
-                                            float gamma, float a_y, float a_sum, float a_dot) {
-    return loss_f32_hard(gamma != 0, max, sum, z_y, weight, gamma, a_y, a_sum, a_dot);
-}
-
-__device__ inline loss_f64_result hard_loss(double max, double sum, double z_y, double weight,
-                                            double gamma, double a_y, double a_sum, double a_dot) {
-    return loss_f64_hard(gamma != 0, max, sum, z_y, weight, gamma, a_y, a_sum, a_dot);
-}
-
-__device__ inline loss_f32_result soft_loss(float sum, float a_sum, float a_dot) {
-    return loss_f32_soft(sum, a_sum, a_dot);
-}
-
-__device__ inline loss_f64_result soft_loss(double sum, double a_sum, double a_dot) {
-    return loss_f64_soft(sum, a_sum, a_dot);
-}
+#define FORMULAS "softmax_loss_math.h"
+#include "in_both_types.h"
+using f32::hard, f64::hard, f32::soft, f64::soft;
 
 __device__ inline float lowest(float) { return -FLT_MAX; }
 __device__ inline double lowest(double) { return -DBL_MAX; }
@@ -275,10 +243,10 @@ __device__ void finish(const loss_call<S> &call, const class_sums<A> &of, int64_
         const A kept[ABSGD_LOSS_SAVED] = {of.max, r.others, r.at_target, r.log_total};
         for (int k = 0; k < ABSGD_LOSS_SAVED; k++) saved[k * call.samples + sample] = kept[k];
     };
-    if (call.soft_target) return keep(soft_loss(of.sum, of.a_sum, of.a_dot));
+    if (call.soft_target) return keep(soft(of.sum, of.a_sum, of.a_dot));
     const A weight = call.weight_of(y);
-    keep(hard_loss(of.max, of.sum, z_y, weight * call.kept, call.gamma, weight * call.share,
-                   of.a_sum, of.a_dot));
+    keep(hard(call.gamma != 0, of.max, of.sum, z_y, weight * call.kept, call.gamma,
+              weight * call.share, of.a_sum, of.a_dot));
 }
 
 /* The same for a sample without a usable target: 0 if it is ignored, NaN if it is out of range. */

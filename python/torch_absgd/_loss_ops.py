@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ._differentiable import LossOperator, as_samples, in_front, refuse_mapped_options
-from ._ops import arithmetic_type, check_factor, register_fake, require
+from ._ops import arithmetic_type, check_factor, check_per_class, register_fake, require
 
 SAVED = 4  # ABSGD_LOSS_SAVED
 
@@ -113,10 +113,7 @@ def _check(
     shape = [*logits.shape[:class_dim], *logits.shape[class_dim + 1 :]]
     require(classes >= 1, "logits must have at least one class, got none")
     for name, values in zip(("weight", "margin", "offset"), per_class, strict=True):
-        if values is not None:
-            require(values.shape == (classes,), f"{name} must have shape (C) with C = {classes}")
-            require(values.dtype is dtype, f"{name} must be {dtype} for {logits.dtype} logits")
-            require(values.device == logits.device, f"{name} must be on the logits' device")
+        check_per_class(name, values, classes, logits)
     soft = target.dtype is not torch.int64
     require(target.device == logits.device, "target must be on the logits' device")
     require(

@@ -52,6 +52,16 @@ def require(condition: bool, message: str) -> None:
     torch._check(condition, lambda: message)
 
 
+def check_per_class(name: str, values: Tensor | None, classes: int, logits: Tensor) -> None:
+    """Of an optional argument with a value for each class."""
+    if values is None:
+        return
+    dtype = arithmetic_type(logits.dtype)
+    require(values.shape == (classes,), f"{name} must have shape (C) with C = {classes}")
+    require(values.dtype is dtype, f"{name} must be {dtype} for {logits.dtype} logits")
+    require(values.device == logits.device, f"{name} must be on the logits' device")
+
+
 def check_factor(factor: Tensor | None, dtype: torch.dtype, logits: Tensor) -> None:
     """Of a scalar that multiplies a backward operator's whole ``grad_loss``."""
     require(

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ._differentiable import LossOperator, as_samples, in_front, refuse_mapped_options
-from ._ops import arithmetic_type, check_factor, register_fake, require
+from ._ops import arithmetic_type, check_factor, check_per_class, register_fake, require
 
 
 def sigmoid_loss(
@@ -50,13 +50,8 @@ def _check(
     require(logits.is_floating_point(), "logits must be float32, float64, float16 or bfloat16")
     require(logits.dim() >= 1, "logits must have shape (N), (N, C) or (N, C, d1, …)")
     classes = 1 if logits.dim() == 1 else logits.shape[1]
-    for name, value in (("weight", weight), ("pos_weight", pos_weight)):
-        if value is not None:
-            require(value.shape == (classes,), f"{name} must have shape (C) with C = {classes}")
-            require(
-                value.dtype is dtype and value.device == logits.device,
-                f"{name} must be {classes} contiguous value(s) of {dtype} on the logits' device",
-            )
+    check_per_class("weight", weight, classes, logits)
+    check_per_class("pos_weight", pos_weight, classes, logits)
     require(
         target.dtype is dtype and target.device == logits.device,
         f"target must be {dtype} on the logits' device for {logits.dtype} logits, "
