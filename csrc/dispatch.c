@@ -36,6 +36,10 @@ static int cpu_level(void) {
     return level;
 }
 
+/* To ask for memory ahead saves Intel's processors a tenth of a step beyond the cache. AMD's lose
+ * as much there, and a third within the cache. */
+static int looks_ahead(int is_far) { return is_far && __builtin_cpu_is("intel"); }
+
 #define CALL(name, ...)                                                                            \
     switch (cpu_level()) {                                                                         \
         case 4: name##_v4(__VA_ARGS__); break;                                                     \
@@ -44,6 +48,7 @@ static int cpu_level(void) {
     }
 #else
 static int cpu_level(void) { return 1; }
+static int looks_ahead(int is_far) { return is_far; }
 
 #define CALL(name, ...) name##_v1(__VA_ARGS__)
 #endif
@@ -236,6 +241,8 @@ absgd_status absgd_lam_update(const absgd_lam_rule *rule, const absgd_lam_search
     return ABSGD_OK;
 }
 
+enum { FAR = 1 << 24 }; /* bytes of a step that a cache does not hold */
+
 absgd_status absgd_sgd_step(absgd_dtype dtype, const absgd_tensor *tensors, int64_t n_tensors,
                             const absgd_sgd_options *options, int64_t begin, int64_t end) {
     absgd_status status = absgd_check_step(dtype, tensors, n_tensors, options);
@@ -243,7 +250,8 @@ absgd_status absgd_sgd_step(absgd_dtype dtype, const absgd_tensor *tensors, int6
     int64_t size = 0;
     for (int64_t i = 0; i < n_tensors; i++) size += tensors[i].numel;
     REQUIRE(0 <= begin && begin <= end && end <= size, ABSGD_INVALID_SIZE);
-    CALL(absgd_sgd_step, dtype, tensors, options, begin, end);
+    const int is_far = end - begin > FAR / 3 / absgd_size_of(dtype);
+    CALL(absgd_sgd_step, dtype, tensors, options, looks_ahead(is_far), begin, end);
     return ABSGD_OK;
 }
 

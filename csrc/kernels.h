@@ -26,7 +26,8 @@
                                       const void *weight, int64_t n, double sign,                  \
                                       const absgd_lam_search *search, absgd_lam_row *row);         \
     void absgd_sgd_step_v##level(absgd_dtype dtype, const absgd_tensor *tensors,                   \
-                                 const absgd_sgd_options *options, int64_t begin, int64_t end);    \
+                                 const absgd_sgd_options *options, int looks_ahead, int64_t begin, \
+                                 int64_t end);                                                     \
     void absgd_softmax_loss_forward_v##level(absgd_dtype dtype, const absgd_softmax_loss *spec,    \
                                              const void *logits, const int64_t *target,            \
                                              const void *soft_target, void *loss, void *saved,     \

@@ -11,7 +11,7 @@ enum {
 };
 
 /* Asks for the n elements of each array that come AHEAD bytes later. Of five streams in memory the
- * hardware's own prefetching falls behind. */
+ * hardware's own prefetching may fall behind: dispatch.c knows where. */
 #define FETCH_AHEAD(array, n)                                                                      \
     for (size_t at = 0; at < (n) * sizeof *(array); at += LINE) {                                  \
         __builtin_prefetch((const char *)(array) + AHEAD + at);                                    \
@@ -47,17 +47,18 @@ enum {
 #include "sgd_loops.h"
 
 void ABSGD_KERNEL(absgd_sgd_step)(absgd_dtype dtype, const absgd_tensor *tensors,
-                                  const absgd_sgd_options *options, int64_t begin, int64_t end) {
+                                  const absgd_sgd_options *options, int looks_ahead, int64_t begin,
+                                  int64_t end) {
     int64_t first = 0; /* of the tensor at hand, in the concatenation */
     for (const absgd_tensor *t = tensors; first < end; first += t->numel, t++) {
         int64_t from = begin > first ? begin - first : 0;
         int64_t to = end - first < t->numel ? end - first : t->numel;
         if (from >= to) continue;
         switch (dtype) {
-            case ABSGD_FLOAT32: span_f32(t, from, to - from, options); break;
-            case ABSGD_FLOAT64: span_f64(t, from, to - from, options); break;
-            case ABSGD_FLOAT16: span_f16(t, from, to - from, options); break;
-            case ABSGD_BFLOAT16: span_bf16(t, from, to - from, options); break;
+            case ABSGD_FLOAT32: span_f32(t, from, to - from, looks_ahead, options); break;
+            case ABSGD_FLOAT64: span_f64(t, from, to - from, looks_ahead, options); break;
+            case ABSGD_FLOAT16: span_f16(t, from, to - from, looks_ahead, options); break;
+            case ABSGD_BFLOAT16: span_bf16(t, from, to - from, looks_ahead, options); break;
         }
     }
 }

@@ -10,11 +10,11 @@ ABSGD_INLINE void NAMED(few_)(STORED *restrict w, const STORED *restrict g, STOR
     }
 }
 
-ABSGD_INLINE void NAMED(step_)(STORED *w, const STORED *g, STORED *v, int64_t n, int has_momentum,
-                               int fresh, STEPPED(_constants) k) {
+ABSGD_INLINE void NAMED(step_)(STORED *w, const STORED *g, STORED *v, int64_t n, int looks_ahead,
+                               int has_momentum, int fresh, STEPPED(_constants) k) {
     const int64_t ahead = AHEAD / (int64_t)sizeof(STORED);
     int64_t i = 0;
-    for (; i + ahead + BLOCK <= n; i += BLOCK) {
+    for (; looks_ahead && i + ahead + BLOCK <= n; i += BLOCK) {
         FETCH_AHEAD(w + i, BLOCK)
         FETCH_AHEAD(g + i, BLOCK)
         if (has_momentum) FETCH_AHEAD(v + i, BLOCK)
@@ -23,29 +23,32 @@ ABSGD_INLINE void NAMED(step_)(STORED *w, const STORED *g, STORED *v, int64_t n,
     NAMED(few_)(w + i, g + i, has_momentum ? v + i : v, n - i, has_momentum, fresh, k);
 }
 
-static void NAMED(span_)(const absgd_tensor *t, int64_t from, int64_t n,
+static void NAMED(span_)(const absgd_tensor *t, int64_t from, int64_t n, int looks_ahead,
                          const absgd_sgd_options *options) {
     STEPPED(_constants) k = STEPPED(_prepare)(options);
     STORED *w = (STORED *)t->param + from;
     const STORED *g = (const STORED *)t->grad + from;
     STORED *v = options->momentum != 0.0 ? (STORED *)t->momentum + from : 0;
     if (!v) {
-        NAMED(step_)(w, g, v, n, 0, 0, k);
+        NAMED(step_)(w, g, v, n, looks_ahead, 0, 0, k);
         return;
     }
     k.polyak = 1;
     if (options->polyak) {
-        t->fresh ? NAMED(step_)(w, g, v, n, 1, 1, k) : NAMED(step_)(w, g, v, n, 1, 0, k);
+        t->fresh ? NAMED(step_)(w, g, v, n, looks_ahead, 1, 1, k)
+                 : NAMED(step_)(w, g, v, n, looks_ahead, 1, 0, k);
         return;
     }
     k.polyak = 0;
     k.nesterov = 1;
     if (options->nesterov) {
-        t->fresh ? NAMED(step_)(w, g, v, n, 1, 1, k) : NAMED(step_)(w, g, v, n, 1, 0, k);
+        t->fresh ? NAMED(step_)(w, g, v, n, looks_ahead, 1, 1, k)
+                 : NAMED(step_)(w, g, v, n, looks_ahead, 1, 0, k);
         return;
     }
     k.nesterov = 0;
-    t->fresh ? NAMED(step_)(w, g, v, n, 1, 1, k) : NAMED(step_)(w, g, v, n, 1, 0, k);
+    t->fresh ? NAMED(step_)(w, g, v, n, looks_ahead, 1, 1, k)
+             : NAMED(step_)(w, g, v, n, looks_ahead, 1, 0, k);
 }
 
 #undef STORED

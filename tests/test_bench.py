@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import subprocess
 import sys
@@ -27,6 +28,25 @@ SETTINGS = Settings(threads=1, seconds=0.01, compiles=False)
 def run(*options: str | Path) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, BENCH / "run.py", *options]
     return subprocess.run(list(map(str, command)), capture_output=True, text=True)
+
+
+def test_an_interrupted_run_prints_what_there_is(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    bench = importlib.import_module("run")
+    left = iter([{"name": "weigh/first", "error": "none"}])
+
+    def next_row(case: Case, settings: Settings) -> dict[str, str]:
+        for row in left:
+            return row
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(bench, "measured", next_row)
+    file = tmp_path / "results.json"
+    assert bench.main(["--only", "weigh", "--threads", "1", "--json", str(file)]) == 1
+    printed = capsys.readouterr().out
+    assert "stopped at weigh/" in printed and "after 1 rows of" in printed
+    assert [row["name"] for row in json.loads(file.read_text())["rows"]] == ["weigh/first"]
 
 
 def test_rows_end_to_end(tmp_path: Path) -> None:

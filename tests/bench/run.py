@@ -1,6 +1,6 @@
 """The benchmarks on the CPU: prints markdown tables, and writes the numbers as JSON.
 
-    python tests/bench/run.py --seconds 2                      everything, in five minutes
+    python tests/bench/run.py --seconds 2             everything; Ctrl-C prints what there is
     python tests/bench/run.py --only step loss/CE              rows whose names begin so
     python tests/bench/run.py --quick --only weigh             a look, without torch.compile
     python tests/bench/run.py --avx2                           ours and torch's as without AVX-512
@@ -12,6 +12,7 @@ Needs the installed package, torchvision and tqdm, and cmake and a C compiler fo
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import sys
@@ -19,6 +20,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 if "--avx2" in sys.argv:  # both are read when torch and torch_absgd are imported
     os.environ.update(ABSGD_CPU_LEVEL="3", ATEN_CPU_CAPABILITY="avx2")
@@ -93,17 +95,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         args.threads, contest.clock = 1, time.thread_time_ns
     settings = Settings(args.threads, seconds, compiles=not args.quick)
     about = machine.description(args.threads)
-    rows = []
-    with tqdm(cases, unit="row") as progress:
+    rows: list[dict[str, Any]] = []
+    with tqdm(cases, unit="row") as progress, contextlib.suppress(KeyboardInterrupt):
         for case in progress:
             progress.set_postfix_str(case.name)
             rows.append(measured(case, settings))
+    if len(rows) < len(cases):
+        print(f"stopped at {cases[len(rows)].name}, after {len(rows)} rows of {len(cases)}\n")
     print(tables.header(about, asdict(settings)), end="\n\n")
     print("\n".join(tables.tables(rows)))
     if args.json:
         results = {"machine": about, "settings": asdict(settings), "rows": rows}
         args.json.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n")
-    return int(any("error" in row for row in rows))
+    return int(len(rows) < len(cases) or any("error" in row for row in rows))
 
 
 if __name__ == "__main__":

@@ -1,11 +1,20 @@
 // absgd_sgd_step against the same step written with LibTorch's operators, and against its SGD.
 #include "absgd.h"
 #include "torch_dtypes.h"
+extern "C" {
+#include "kernels.h"
+}
 
 #include <gtest/gtest.h>
 #include <torch/torch.h>
 
 #include <vector>
+
+#if ABSGD_ONE_LEVEL
+#define STEP_KERNEL absgd_sgd_step_v1
+#else
+#define STEP_KERNEL absgd_sgd_step_v2
+#endif
 
 namespace {
 
@@ -119,6 +128,24 @@ TEST_P(Step, HoweverTheWorkIsSplitTheBitsAreTheSame) {
             EXPECT_TRUE(torch::equal(v2[i], v[i]));
         }
     }
+}
+
+TEST_P(Step, LookingAheadChangesNoBit) {
+    const auto [dtype, fresh] = GetParam();
+    const absgd_sgd_options o = {0.1, 0.9, 0, 0.01, 1, 1, 0, 0};
+    const auto stepped = [&](int looks_ahead) {
+        const auto of = torch::TensorOptions().dtype(dtype.torch);
+        const Tensors w = {torch::linspace(-3, 2, 9001, of)},
+                      v = {torch::linspace(1, -1, 9001, of)};
+        const Tensors g = {torch::linspace(-1, 5, 9001, of)};
+        const auto table = rows(w, g, v, fresh);
+        STEP_KERNEL(dtype.absgd, table.data(), &o, looks_ahead, 0, 9001);
+        return std::pair{w[0], v[0]};
+    };
+    const auto [w, v] = stepped(0);
+    const auto [w2, v2] = stepped(1);
+    EXPECT_TRUE(torch::equal(w2, w) && torch::equal(v2, v));
+    EXPECT_FALSE(torch::equal(w, torch::linspace(-3, 2, 9001, w.options())));
 }
 
 INSTANTIATE_TEST_SUITE_P(All, Step, testing::Combine(testing::ValuesIn(DTYPES), testing::Bool()));
