@@ -72,6 +72,7 @@ class CMakeBuild(build_ext):
         build = Path(self.build_temp).resolve()
         if self.is_editable:  # this folder stays: what has changed is then built, and no more
             destination, build = ROOT / "python/torch_absgd", ROOT / "build/editable"
+        (build / "CMakeCache.txt").unlink(missing_ok=True)  # its tools' environment may be gone
         ninja = [] if shutil.which("ninja") is None else ["-GNinja"]
         configure = [
             "cmake",

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # What is released, as a stranger would have it: the sdist, a wheel built from it, its tag, its
-# installation where there is no compiler, and an editable installation whose C is changed.
+# installation where there is no compiler, and an editable installation whose C is changed, and made
+# again once the tools that built it are gone.
 # CPU part only; builds in a temporary folder, downloads nothing.
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -84,4 +85,11 @@ library = ctypes.CDLL(str(pathlib.Path(torch_absgd.__file__).with_name("torch_ab
 library.absgd_status_string.restype = ctypes.c_char_p
 assert library.absgd_status_string(0) == b"changed", torch_absgd.__file__
 PYTHON
+
+echo "--- and is made again after its environment is gone"
+cd "$work"/torch_absgd-*/
+sed -i 's|^CMAKE_MAKE_PROGRAM:.*|CMAKE_MAKE_PROGRAM:FILEPATH=/gone/bin/ninja|' build/editable/CMakeCache.txt
+"$work/developer/bin/python" -m pip install -q --no-index --no-deps --ignore-installed --no-build-isolation -e . \
+    >"$work/log" 2>&1 || fail "$(cat "$work/log")"
+cd "$work"
 echo "--- released in $SECONDS s"

@@ -26,7 +26,8 @@ class LossOperator:
     Args:
         name: as registered.
         per_class: how many arguments have a value for each class.
-        add_up: what a change of each logit changes of each loss, of (the terms, *numbers).
+        add_up: for forward mode: the losses' tangent, from slopes times tangents, in the logits'
+            shape, and the numbers.
     """
 
     def __init__(self, name: str, per_class: int, add_up: Callable[..., Tensor]) -> None:
