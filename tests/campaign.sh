@@ -41,6 +41,7 @@ trainings() { # in parts, so that a stop loses little
 
 stage bad_inputs python tests/campaign/bad_inputs.py
 stage trainings trainings
+stage sparse_trainings python tests/campaign/trainings.py "$(times 3000)" 0 --sparse
 stage extended_trainings python tests/campaign/trainings.py "$(times 2000)" 10000 --extended
 stage compiled_trainings python tests/campaign/trainings.py "$(times 200)" 1000 --compiled
 stage soak python tests/campaign/soak.py "$(times 1000000)" "$folder/soak.pt"

@@ -18,11 +18,13 @@ import trainings
 from torch_absgd import ABSGD, fused_step
 
 pytestmark = pytest.mark.filterwarnings(
-    "ignore:.*out of reach:UserWarning", "ignore:.*optimizer.step:UserWarning"
+    "ignore:.*out of reach:UserWarning",
+    "ignore:.*optimizer.step:UserWarning",
+    "ignore:.*sparse tensor:UserWarning",
 )
 
 
-@pytest.mark.parametrize("kind", [programs.any_program, programs.extended])
+@pytest.mark.parametrize("kind", [programs.any_program, programs.sparse, programs.extended])
 def test_random_trainings_are_those_of_the_reference(
     kind: Callable[[int], programs.Program],
 ) -> None:

@@ -216,6 +216,7 @@ class Plain:
             total = (c * losses.to(c.dtype)).sum()
             summed = self.summed(c * losses.to(c.dtype), len(parts), trained)
             found = torch.autograd.grad(total, [*trained.values()], allow_unused=True)
+            found = tuple(g if g is None else g.to_dense() for g in found)
             if not is_skipped:
                 gradients = {n: g for n, g in zip(trained, found, strict=True) if g is not None}
                 self.step(gradients, summed)
@@ -231,7 +232,7 @@ class Plain:
             p.copy_(ours.named[name])
             for buffer in ours.opt.state.get(ours.named[name], {}).values():
                 if buffer is not None:
-                    self.buffers[name] = buffer.clone()
+                    self.buffers[name] = buffer.clone().to_dense()
         self.rule.log_s, self.rule.lam = ours.opt.log_s.item(), ours.opt.lam.item()
         if not (isinstance(self.wanted, tuple) and math.isinf(self.rule.lam)):
             self.log_s_lam = self.rule.lam

@@ -120,6 +120,17 @@ def any_program(seed: int, steps: int = 20) -> Program:
     )
 
 
+def sparse(seed: int) -> Program:
+    """With an embedding whose gradient is sparse: no weight decay, which torch refuses, and torch's
+    form of momentum, which the package asks for then."""
+    program = any_program(seed)
+    features = tuple(f for f in program.features if f != "embedding")
+    groups = tuple({**group, "weight_decay": 0.0} for group in program.groups)
+    return replace(
+        program, features=(*features, "embedding", "sparse"), groups=groups, form="torch"
+    )
+
+
 def extended(seed: int) -> Program:
     """The same in any precision, with a GradScaler, schedules, and groups that come and go."""
     program, r = any_program(seed), random.Random(f"extended {seed}")

@@ -63,7 +63,7 @@ def logits(program: Program, named: dict[str, Tensor], x: Tensor) -> Tensor:
         hidden = hidden * (named["complex"] * named["complex"].conj().resolve_conj()).real
     if "embedding" in program.features:
         rows = (x[:, 0].abs() * 10).long() % 6
-        hidden = hidden + F.embedding(rows, named["embedding"])
+        hidden = hidden + F.embedding(rows, named["embedding"], sparse="sparse" in program.features)
     if "empty" in program.features:
         hidden = hidden + named["empty"].sum()
     if "late" in program.features:

@@ -1,6 +1,6 @@
 """Random trainings by the package, beside the same by plain torch: they must stay equal.
 
-    python tests/campaign/trainings.py COUNT [FIRST_SEED] [--extended | --compiled]
+    python tests/campaign/trainings.py COUNT [FIRST_SEED] [--sparse | --extended | --compiled]
 
 A training is a `Program`: data, drawn from a seed, so that a failing one can be made smaller and
 printed. `Plain` is what it should do. Parameters, momenta and λ are taken over after each step, so
@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ours import Ours
 from plain import Plain
-from programs import Program, Step, any_program, compiled, extended
+from programs import Program, Step, any_program, compiled, extended, sparse
 from small_model import batch_of
 
 ROUNDING = {"float32": 2.0**-24, "bfloat16": 2.0**-8, "float16": 2.0**-11}  # half an ulp of 1
@@ -134,6 +134,7 @@ def main() -> int:
     parser.add_argument("count", type=int)
     parser.add_argument("first", type=int, nargs="?", default=0, help="seed")
     kind = parser.add_mutually_exclusive_group()
+    kind.add_argument("--sparse", action="store_const", dest="kind", const=sparse)
     kind.add_argument("--extended", action="store_const", dest="kind", const=extended)
     kind.add_argument("--compiled", action="store_const", dest="kind", const=compiled)
     parser.set_defaults(kind=any_program)
@@ -142,7 +143,7 @@ def main() -> int:
     if wanted.kind is compiled:
         torch._dynamo.config.trace_autograd_ops = True
     warnings.filterwarnings(
-        "ignore", message=".*(out of reach|of a batch effective|optimizer.step)"
+        "ignore", message=".*(out of reach|of a batch effective|optimizer.step|sparse tensor)"
     )
     steps = 0
     for seed in trange(wanted.first, wanted.first + wanted.count, unit="training", mininterval=10):
