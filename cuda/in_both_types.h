@@ -1,5 +1,5 @@
 /* Includes FORMULAS, a header of csrc/, in float and in double, as namespaces f32 and f64: where
- * both are used, the arguments choose. */
+ * both are used, the arguments choose. The header undefines what it uses of EXP, LOG and LOG1P. */
 #define REAL(name) name
 
 namespace f32 {

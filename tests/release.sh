@@ -91,5 +91,4 @@ cd "$work"/torch_absgd-*/
 sed -i 's|^CMAKE_MAKE_PROGRAM:.*|CMAKE_MAKE_PROGRAM:FILEPATH=/gone/bin/ninja|' build/editable/CMakeCache.txt
 "$work/developer/bin/python" -m pip install -q --no-index --no-deps --ignore-installed --no-build-isolation -e . \
     >"$work/log" 2>&1 || fail "$(cat "$work/log")"
-cd "$work"
 echo "--- released in $SECONDS s"

@@ -34,12 +34,12 @@ def test_an_interrupted_run_prints_what_there_is(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     bench = importlib.import_module("run")
-    left = iter([{"name": "weigh/first", "error": "none"}])
+    left = [{"name": "weigh/first", "error": "none"}]
 
     def next_row(case: Case, settings: Settings) -> dict[str, str]:
-        for row in left:
-            return row
-        raise KeyboardInterrupt
+        if not left:
+            raise KeyboardInterrupt
+        return left.pop()
 
     monkeypatch.setattr(bench, "measured", next_row)
     file = tmp_path / "results.json"

@@ -383,7 +383,10 @@ BAD_OPERATOR_CALLS = [
     ({"target": OUT}, "target must be .* on the logits' device for .* logits"),
     ({"target": torch.rand(3, 2)}, "target must have the logits' shape"),
     ({"weight": torch.ones(2)}, r"weight must have shape \(C\) with C = 3"),
-    ({"pos_weight": torch.ones(3).double()}, "pos_weight must be .* for .* logits"),
+    (
+        {"pos_weight": torch.ones(3).double()},
+        r"pos_weight must be (Float for Float|torch\.float32 for torch\.float32) logits",
+    ),
     ({"label_smoothing": 1.5}, "a hyper-parameter is outside its range"),
     ({"alpha": 1.5}, "a hyper-parameter is outside its range"),
     ({"focal_gamma": -1.0}, "a hyper-parameter is outside its range"),

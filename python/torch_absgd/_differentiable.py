@@ -19,6 +19,13 @@ def is_transformed() -> bool:
     return not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
 
 
+def backward_twice(ctx: Any, *grads: Tensor) -> None:
+    raise NotImplementedError(
+        "the per-sample losses can be differentiated once; for second derivatives use "
+        "torch.nn.functional.cross_entropy(reduction='none')"
+    )
+
+
 class LossOperator:
     """``loss, saved = absgd::name(logits, target, *per_class, *numbers)``, differentiable once in
     logits by ``absgd::name_backward(grad_loss, logits, target, saved, *per_class, *numbers)``.
@@ -134,20 +141,8 @@ class TransformableGradient(torch.autograd.Function):
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         pass
 
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> None:
-        backward_twice(ctx)
-
-    @staticmethod
-    def jvp(ctx: Any, *tangents: Tensor) -> None:
-        backward_twice(ctx)
-
-
-def backward_twice(ctx: Any, *grads: Tensor) -> None:
-    raise NotImplementedError(
-        "the per-sample losses can be differentiated once; for second derivatives use "
-        "torch.nn.functional.cross_entropy(reduction='none')"
-    )
+    backward = staticmethod(backward_twice)
+    jvp = staticmethod(backward_twice)
 
 
 class DifferentiatedOnce(torch.autograd.Function):

@@ -1,6 +1,6 @@
 """The benchmarks on the CPU: prints markdown tables, and writes the numbers as JSON.
 
-    python tests/bench/run.py --seconds 2             everything; Ctrl-C prints what there is
+    python tests/bench/run.py --seconds 2                      all; Ctrl-C prints what there is
     python tests/bench/run.py --only step loss/CE              rows whose names begin so
     python tests/bench/run.py --quick --only weigh             a look, without torch.compile
     python tests/bench/run.py --avx2                           ours and torch's as without AVX-512
