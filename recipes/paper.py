@@ -136,12 +136,13 @@ def estimate(args: argparse.Namespace, cell: Cell, is_small: bool) -> float:
     samples = min(cell.samples, args.limit * classes) if is_small and args.limit else cell.samples
     size = args.max_length if kind == "text" else side
     width = (args.hidden or 128, args.embedding)
-    return seconds_a_sample(kind, arch, size, width, args.device) * samples * args.epochs
+    batch = args.batch_size if kind == "text" else 4  # an LSTM takes as long for one as for many
+    return seconds_a_sample(kind, arch, size, width, args.device, batch) * samples * args.epochs
 
 
 @functools.cache
 def seconds_a_sample(
-    kind: str, arch: str, size: int, width: tuple[int, int], device: str, batch: int = 4
+    kind: str, arch: str, size: int, width: tuple[int, int], device: str, batch: int
 ) -> float:
     """Of a forward and a backward pass through a network with random weights."""
     if kind == "text":

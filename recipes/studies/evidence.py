@@ -2,8 +2,8 @@
 
     cd recipes; python -m studies.evidence [--harvest …]
 
---harvest takes over what run_trials.py, tradeoff.py, find_noise.py and cifar_cell.py have written
-elsewhere since; everything is rendered in any case. Differences are in points of
+--harvest takes over what run_trials.py, tradeoff.py, find_noise.py, cifar_cell.py and imdb_table.py
+have written elsewhere since; everything is rendered in any case. Differences are in points of
 accuracy, seed by seed, with Student's 95 % interval.
 """
 
@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from studies import cifar_cell, evidence_plot
+from studies import cifar_cell, evidence_plot, imdb_table
 from studies.suite_report import interval, signed
 
 RESULTS = Path(__file__).parent / "results"
@@ -223,6 +223,31 @@ def cell_count() -> str:
     return f"{len(cell())} of {len(cifar_cell.RUNS)}"
 
 
+# ---- IMDB
+
+
+@cache
+def imdb() -> list[Record]:
+    file = RESULTS / "imdb_table.json"
+    return json.loads(file.read_text()) if file.exists() else []
+
+
+def imdb_rows() -> str:
+    """A row a loss and a method: accuracies, and the paired difference to SGD of that loss."""
+    rows = []
+    by_run: dict[tuple[str, str], list[list[float]]] = {}
+    for r in imdb():
+        by_run.setdefault((r["loss"], r["method"]), []).append(r["per_class"])
+    for (loss, method), made in by_run.items():
+        plain, ours = np.array(by_run[loss, "SGD"]), np.array(made)
+        cells = [f"{a.mean():.2f} ± {a.std(ddof=1):.2f}" for a in (ours.mean(1), *ours.T)]
+        paired = "" if method == "SGD" else with_interval(ours.mean(1) - plain.mean(1))
+        rows.append([imdb_table.LOSSES[loss], method, *cells, paired, str(len(ours))])
+    head = ["loss", "method", "overall", "negative (1,250)", "positive (12,499)",
+            "difference to SGD", "seeds"]  # fmt: skip
+    return table(head, rows) if rows else "Not run yet."
+
+
 # ---- the rest
 
 
@@ -290,6 +315,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "settings": settings,
     "cell": cell_table,
     "cell count": cell_count,
+    "imdb": imdb_rows,
     "tradeoff": tradeoff_table,
     "find noise": noise_found,
     "sources": sources,
@@ -302,14 +328,15 @@ def render() -> str:
 
 
 def harvest(folder: Path) -> None:
-    """Takes over the records that are in ``folder``, laid out as results/; of cifar_cell/, its
-    --work, the runs that are judged."""
+    """Takes over the records that are in ``folder``, laid out as results/; of cifar_cell/ and
+    imdb_table/, their --work, the runs that are finished."""
     for file in [*folder.glob("*.json"), *folder.glob("trials/*.json")]:
         shutil.copyfile(file, RESULTS / file.relative_to(folder))
-    runs = cifar_cell.gather(folder / "cifar_cell")
-    if runs:
-        lines = ",\n".join(json.dumps(r, ensure_ascii=False) for r in runs)
-        (RESULTS / "cifar_cell.json").write_text(f"[\n{lines}\n]\n")
+    for name, gather in (("cifar_cell", cifar_cell.gather), ("imdb_table", imdb_table.gather)):
+        runs = gather(folder / name)
+        if runs:
+            lines = ",\n".join(json.dumps(r, ensure_ascii=False) for r in runs)
+            (RESULTS / f"{name}.json").write_text(f"[\n{lines}\n]\n")
 
 
 def main() -> None:

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import train
-from studies import cifar_cell, evidence, evidence_plot
+from studies import cifar_cell, evidence, evidence_plot, imdb_table
 
 
 def test_results_are_what_the_records_give():
@@ -30,6 +30,26 @@ def test_forty_runs_that_train_py_takes(tmp_path):
         assert args.seed == seed and args.stage_two == cifar_cell.STAGE_TWO
         assert args.lr_factor == (1 if method == "cRT" else factor)
         assert (args.optimizer == "sgd") == (method in ("SGD", "CB, SGD", "cRT"))
+
+
+def test_runs_of_the_imdb_table(tmp_path, monkeypatch):
+    results = {"class_counts": [3, 30], "metrics": {"per_class": [0.25, 0.75]}, "torch": "2"}
+    for loss in imdb_table.LOSSES:
+        for method in imdb_table.METHODS:
+            words = imdb_table.words_of(method, loss, 3)
+            args = train.parse([*words, "--output-dir", str(tmp_path)])
+            assert (args.loss, args.lr, args.seed, args.stage_two) == (loss, 0.2, 3, 8)
+            assert (args.optimizer == "sgd") == (method == "SGD")
+            for seed in (0, 1):
+                folder = imdb_table.directory(tmp_path, method, loss, seed)
+                folder.mkdir()
+                (folder / "results.json").write_text(json.dumps(results))
+    made = imdb_table.gather(tmp_path)
+    assert len(made) == 12 and made[0]["per_class"] == [25, 75]
+    monkeypatch.setattr(evidence, "imdb", lambda: made)
+    assert (
+        "| CE | SGD | 50.00 ± 0.00 | 25.00 ± 0.00 | 75.00 ± 0.00 |  | 2 |" in evidence.imdb_rows()
+    )
 
 
 def test_a_classifier_after_training():
