@@ -55,7 +55,7 @@ extern "C" {
 /* ABSGD_VERSION of the library that was linked. */
 ABSGD_API int32_t absgd_version(void);
 
-/* Which kernels this processor runs: 2, 3 or 4 for x86-64-v2 to -v4, 1 on other processors. */
+/* Which kernels this processor runs: 2, 3 or 4 for x86-64-v2 to -v4; 1 where there is one level. */
 ABSGD_API int32_t absgd_cpu_level(void);
 
 typedef enum absgd_status {
@@ -66,7 +66,7 @@ typedef enum absgd_status {
                                outside 0 ≤ begin ≤ end ≤ size */
     ABSGD_INVALID_HYPERPARAMETER = 4, /* outside the range that its field documents */
     ABSGD_TARGET_OUT_OF_RANGE = 5,    /* a target is neither ignore_index nor in [0, classes) */
-    ABSGD_CUDA_ERROR = 6,             /* a launch failed; cudaGetLastError says why (CUDA only) */
+    ABSGD_CUDA_ERROR = 6,             /* a launch failed (CUDA only): see absgd_cuda.h */
 } absgd_status;
 
 /* A sentence in English for each status; "unknown status" for other values. Never NULL. */

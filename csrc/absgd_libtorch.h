@@ -146,7 +146,7 @@ class ABSGD : public torch::optim::Optimizer {
                 const auto found = state().find(p.unsafeGetTensorImpl());
                 const torch::Tensor buffer =
                     found == state().end() ? torch::Tensor() : buffer_of(*found->second);
-                archive.write("momentum_buffer_" + std::to_string(i++),
+                archive.write(buffer_name(group, i++),
                               buffer.defined() ? buffer : torch::empty({0}), true);
             }
         }
@@ -159,9 +159,10 @@ class ABSGD : public torch::optim::Optimizer {
             buffers; /* all read before any is set */
         for (const auto &group : param_groups()) {
             for (const torch::Tensor &p : group.params()) {
-                const std::string name = "momentum_buffer_" + std::to_string(buffers.size());
+                const std::string name = buffer_name(group, buffers.size());
                 torch::Tensor buffer;
-                archive.read(name, buffer, true);
+                TORCH_CHECK(archive.try_read(name, buffer, true), "loaded state: there is no ",
+                            name, ": it is of other parameters, or of the other momentum form");
                 TORCH_CHECK(buffer.numel() == 0 || buffer.sizes() == p.sizes(),
                             "loaded state: ", name, " must have shape ", p.sizes(), ", got ",
                             buffer.sizes());
@@ -184,6 +185,12 @@ class ABSGD : public torch::optim::Optimizer {
         auto state = std::make_unique<ABSGDParamState>();
         state->momentum_buffer(buffer);
         this->state()[p.unsafeGetTensorImpl()] = std::move(state);
+    }
+
+    /* As in Python: −ηv of Equation 2 is not torch's v. */
+    static std::string buffer_name(const torch::optim::OptimizerParamGroup &group, size_t i) {
+        const bool polyak = static_cast<const ABSGDOptions &>(group.options()).polyak();
+        return (polyak ? "displacement_buffer_" : "momentum_buffer_") + std::to_string(i);
     }
 
     static absgd_sgd_options c_options(const ABSGDOptions &o) {
@@ -214,7 +221,7 @@ class ABSGD : public torch::optim::Optimizer {
     void step_group(torch::optim::OptimizerParamGroup &group) {
         const auto &options = static_cast<const ABSGDOptions &>(group.options());
         const absgd_sgd_options o = c_options(options);
-        std::vector<torch::Tensor> kept; /* gradients, made dense, and new buffers */
+        std::vector<torch::Tensor> kept; /* gradients, made contiguous, and buffers */
         std::vector<std::pair<torch::Tensor, torch::Tensor>> fresh;
         std::vector<absgd_tensor> tensors[4];
         for (const torch::Tensor &p : group.params()) {
@@ -235,6 +242,7 @@ class ABSGD : public torch::optim::Optimizer {
                 {p.data_ptr(), g, v, p.numel(), is_fresh});
         }
         for (int dtype = ABSGD_FLOAT32; dtype <= ABSGD_BFLOAT16; dtype++) {
+            if (tensors[dtype].empty()) continue;
             launch(static_cast<absgd_dtype>(dtype), tensors[dtype], o, group.params()[0]);
         }
         for (auto &[p, buffer] : fresh) set_buffer(p, buffer);
@@ -242,7 +250,6 @@ class ABSGD : public torch::optim::Optimizer {
 
     static void launch(absgd_dtype dtype, const std::vector<absgd_tensor> &tensors,
                        const absgd_sgd_options &options, const torch::Tensor &anchor) {
-        if (tensors.empty()) return;
         const int64_t n_tensors = static_cast<int64_t>(tensors.size());
 #ifdef ABSGD_WITH_CUDA
         if (anchor.is_cuda()) {

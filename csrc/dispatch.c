@@ -50,8 +50,6 @@ static int cpu_level(void) { return 1; }
 
 int32_t absgd_cpu_level(void) { return cpu_level(); }
 
-#define REQUIRE ABSGD_REQUIRE
-
 /* Whether weights_large.c may do it. For weights it is asked of the whole batch's count, so that a
  * split changes no bit of them. */
 static int is_large(absgd_dtype dtype, double count, double lam) {
@@ -75,9 +73,9 @@ static int is_ordinary(const absgd_stats *stats, absgd_weigher weigher) {
 absgd_status absgd_batch_stats(absgd_dtype dtype, const void *losses, const uint8_t *mask,
                                const void *weight, int64_t n, const double *lam,
                                absgd_stats *stats) {
-    REQUIRE(absgd_is_dtype(dtype), ABSGD_INVALID_DTYPE);
-    REQUIRE(n >= 0, ABSGD_INVALID_SIZE);
-    REQUIRE(lam && stats && (losses || n == 0), ABSGD_NULL_POINTER);
+    ABSGD_REQUIRE(absgd_is_dtype(dtype), ABSGD_INVALID_DTYPE);
+    ABSGD_REQUIRE(n >= 0, ABSGD_INVALID_SIZE);
+    ABSGD_REQUIRE(lam && stats && (losses || n == 0), ABSGD_NULL_POINTER);
     if (is_large(dtype, (double)n, *lam)) {
         int is_done = 0;
         CALL(is_done = absgd_batch_stats_large, dtype, losses, mask, weight, n, *lam, stats);
@@ -88,8 +86,8 @@ absgd_status absgd_batch_stats(absgd_dtype dtype, const void *losses, const uint
 }
 
 absgd_status absgd_combine_stats(const absgd_stats *rows, int64_t n_rows, absgd_stats *stats) {
-    REQUIRE(n_rows >= 0, ABSGD_INVALID_SIZE);
-    REQUIRE(stats && (rows || n_rows == 0), ABSGD_NULL_POINTER);
+    ABSGD_REQUIRE(n_rows >= 0, ABSGD_INVALID_SIZE);
+    ABSGD_REQUIRE(stats && (rows || n_rows == 0), ABSGD_NULL_POINTER);
     absgd_stats whole = absgd_empty_stats();
     for (int64_t i = 0; i < n_rows; i++) whole = absgd_join_stats(whole, rows[i]);
     *stats = whole;
@@ -98,16 +96,16 @@ absgd_status absgd_combine_stats(const absgd_stats *rows, int64_t n_rows, absgd_
 
 absgd_status absgd_carry_log_s(const double *lam, const absgd_rule *rule, double *log_s,
                                double *log_s_lam) {
-    REQUIRE(lam && rule && log_s && log_s_lam, ABSGD_NULL_POINTER);
-    REQUIRE(absgd_is_rule(rule), ABSGD_INVALID_HYPERPARAMETER);
+    ABSGD_REQUIRE(lam && rule && log_s && log_s_lam, ABSGD_NULL_POINTER);
+    ABSGD_REQUIRE(absgd_is_rule(rule), ABSGD_INVALID_HYPERPARAMETER);
     absgd_carry(*lam, rule->s_init, log_s, log_s_lam);
     return ABSGD_OK;
 }
 
 absgd_status absgd_update_log_s(const absgd_stats *stats, const double *lam, const absgd_rule *rule,
                                 double *log_s, double *log_s_lam) {
-    REQUIRE(stats && lam && rule && log_s && log_s_lam, ABSGD_NULL_POINTER);
-    REQUIRE(absgd_is_rule(rule), ABSGD_INVALID_HYPERPARAMETER);
+    ABSGD_REQUIRE(stats && lam && rule && log_s && log_s_lam, ABSGD_NULL_POINTER);
+    ABSGD_REQUIRE(absgd_is_rule(rule), ABSGD_INVALID_HYPERPARAMETER);
     absgd_update(stats, *lam, rule, log_s, log_s_lam);
     return ABSGD_OK;
 }
@@ -116,11 +114,11 @@ absgd_status absgd_weights(absgd_dtype dtype, const void *losses, const uint8_t 
                            const void *weight, int64_t n, const double *lam, const absgd_rule *rule,
                            const double *log_s, const absgd_stats *stats, double factor,
                            void *weights, void *coefficients, double *capped) {
-    REQUIRE(absgd_is_dtype(dtype), ABSGD_INVALID_DTYPE);
-    REQUIRE(n >= 0, ABSGD_INVALID_SIZE);
-    REQUIRE(lam && rule && log_s && stats, ABSGD_NULL_POINTER);
-    REQUIRE((losses && weights && coefficients) || n == 0, ABSGD_NULL_POINTER);
-    REQUIRE(absgd_is_rule(rule), ABSGD_INVALID_HYPERPARAMETER);
+    ABSGD_REQUIRE(absgd_is_dtype(dtype), ABSGD_INVALID_DTYPE);
+    ABSGD_REQUIRE(n >= 0, ABSGD_INVALID_SIZE);
+    ABSGD_REQUIRE(lam && rule && log_s && stats, ABSGD_NULL_POINTER);
+    ABSGD_REQUIRE((losses && weights && coefficients) || n == 0, ABSGD_NULL_POINTER);
+    ABSGD_REQUIRE(absgd_is_rule(rule), ABSGD_INVALID_HYPERPARAMETER);
     const absgd_weigher weigher =
         absgd_weigher_of(stats, *lam, rule, *log_s, factor, weight != NULL);
     double above;
@@ -137,8 +135,8 @@ absgd_status absgd_weights(absgd_dtype dtype, const void *losses, const uint8_t 
 
 absgd_status absgd_observe(const absgd_stats *stats, const double *lam, const absgd_rule *rule,
                            const double *log_s, double capped, absgd_report reports[2]) {
-    REQUIRE(stats && lam && rule && log_s && reports, ABSGD_NULL_POINTER);
-    REQUIRE(absgd_is_rule(rule), ABSGD_INVALID_HYPERPARAMETER);
+    ABSGD_REQUIRE(stats && lam && rule && log_s && reports, ABSGD_NULL_POINTER);
+    ABSGD_REQUIRE(absgd_is_rule(rule), ABSGD_INVALID_HYPERPARAMETER);
     absgd_report_of(stats, *lam, rule, *log_s, capped, reports);
     return ABSGD_OK;
 }
@@ -147,11 +145,11 @@ absgd_status absgd_weigh(absgd_dtype dtype, const void *losses, const uint8_t *m
                          const void *weight, int64_t n, const double *lam, const absgd_rule *rule,
                          double *log_s, double *log_s_lam, absgd_report reports[2], void *weights,
                          void *coefficients) {
-    REQUIRE(absgd_is_dtype(dtype), ABSGD_INVALID_DTYPE);
-    REQUIRE(n >= 0, ABSGD_INVALID_SIZE);
-    REQUIRE(lam && rule && log_s && log_s_lam, ABSGD_NULL_POINTER);
-    REQUIRE((losses && weights && coefficients) || n == 0, ABSGD_NULL_POINTER);
-    REQUIRE(absgd_is_rule(rule), ABSGD_INVALID_HYPERPARAMETER);
+    ABSGD_REQUIRE(absgd_is_dtype(dtype), ABSGD_INVALID_DTYPE);
+    ABSGD_REQUIRE(n >= 0, ABSGD_INVALID_SIZE);
+    ABSGD_REQUIRE(lam && rule && log_s && log_s_lam, ABSGD_NULL_POINTER);
+    ABSGD_REQUIRE((losses && weights && coefficients) || n == 0, ABSGD_NULL_POINTER);
+    ABSGD_REQUIRE(absgd_is_rule(rule), ABSGD_INVALID_HYPERPARAMETER);
     const int64_t loss_size = absgd_size_of(dtype);
     const int64_t weight_size = dtype == ABSGD_FLOAT64 ? sizeof(double) : sizeof(float);
     absgd_stats whole = absgd_empty_stats();
@@ -174,9 +172,9 @@ absgd_status absgd_weigh(absgd_dtype dtype, const void *losses, const uint8_t *m
 absgd_status absgd_accumulate(const absgd_stats *stats, const double *lam, const absgd_rule *rule,
                               const double *log_s, const double *log_s_lam,
                               absgd_accumulation *accumulation, double *shrink) {
-    REQUIRE(stats && lam && rule && log_s && log_s_lam && accumulation && shrink,
-            ABSGD_NULL_POINTER);
-    REQUIRE(absgd_is_rule(rule), ABSGD_INVALID_HYPERPARAMETER);
+    ABSGD_REQUIRE(stats && lam && rule && log_s && log_s_lam && accumulation && shrink,
+                  ABSGD_NULL_POINTER);
+    ABSGD_REQUIRE(absgd_is_rule(rule), ABSGD_INVALID_HYPERPARAMETER);
     *shrink = absgd_accumulate_batch(stats, *lam, rule, *log_s, *log_s_lam, accumulation);
     return ABSGD_OK;
 }
@@ -184,9 +182,9 @@ absgd_status absgd_accumulate(const absgd_stats *stats, const double *lam, const
 absgd_status absgd_settle(absgd_accumulation *accumulation, const double *lam,
                           const absgd_rule *rule, double divisor, double *log_s, double *log_s_lam,
                           double *factor) {
-    REQUIRE(accumulation && lam && rule && log_s && log_s_lam && factor, ABSGD_NULL_POINTER);
-    REQUIRE(absgd_is_rule(rule) && divisor > 0.0 && isfinite(divisor),
-            ABSGD_INVALID_HYPERPARAMETER);
+    ABSGD_REQUIRE(accumulation && lam && rule && log_s && log_s_lam && factor, ABSGD_NULL_POINTER);
+    ABSGD_REQUIRE(absgd_is_rule(rule) && divisor > 0.0 && isfinite(divisor),
+                  ABSGD_INVALID_HYPERPARAMETER);
     *factor = absgd_settle_batch(accumulation, *lam, rule, divisor, log_s, log_s_lam);
     return ABSGD_OK;
 }
@@ -194,10 +192,10 @@ absgd_status absgd_settle(absgd_accumulation *accumulation, const double *lam,
 absgd_status absgd_lam_sums(absgd_dtype dtype, const void *losses, const uint8_t *mask,
                             const void *weight, int64_t n, const absgd_lam_rule *rule,
                             const absgd_lam_search *search, absgd_lam_row *row) {
-    REQUIRE(absgd_is_dtype(dtype), ABSGD_INVALID_DTYPE);
-    REQUIRE(n >= 0, ABSGD_INVALID_SIZE);
-    REQUIRE(rule && search && row && (losses || n == 0), ABSGD_NULL_POINTER);
-    REQUIRE(absgd_is_lam_rule(rule), ABSGD_INVALID_HYPERPARAMETER);
+    ABSGD_REQUIRE(absgd_is_dtype(dtype), ABSGD_INVALID_DTYPE);
+    ABSGD_REQUIRE(n >= 0, ABSGD_INVALID_SIZE);
+    ABSGD_REQUIRE(rule && search && row && (losses || n == 0), ABSGD_NULL_POINTER);
+    ABSGD_REQUIRE(absgd_is_lam_rule(rule), ABSGD_INVALID_HYPERPARAMETER);
     if (is_large_round(dtype, n, rule, search)) {
         int is_done = 0;
         CALL(is_done = absgd_lam_sums_large, dtype, losses, mask, weight, n, rule->sign, search,
@@ -209,8 +207,8 @@ absgd_status absgd_lam_sums(absgd_dtype dtype, const void *losses, const uint8_t
 }
 
 absgd_status absgd_lam_join(const absgd_lam_row *rows, int64_t n_rows, absgd_lam_row *row) {
-    REQUIRE(n_rows >= 0, ABSGD_INVALID_SIZE);
-    REQUIRE(row && (rows || n_rows == 0), ABSGD_NULL_POINTER);
+    ABSGD_REQUIRE(n_rows >= 0, ABSGD_INVALID_SIZE);
+    ABSGD_REQUIRE(row && (rows || n_rows == 0), ABSGD_NULL_POINTER);
     absgd_lam_row whole = absgd_empty_lam_row();
     for (int64_t i = 0; i < n_rows; i++) whole = absgd_join_lam_rows(whole, rows[i]);
     *row = whole;
@@ -219,9 +217,9 @@ absgd_status absgd_lam_join(const absgd_lam_row *rows, int64_t n_rows, absgd_lam
 
 absgd_status absgd_lam_round(const absgd_lam_rule *rule, const absgd_lam_row *rows, int64_t n_rows,
                              absgd_lam_search *search) {
-    REQUIRE(n_rows >= 0, ABSGD_INVALID_SIZE);
-    REQUIRE(rule && search && (rows || n_rows == 0), ABSGD_NULL_POINTER);
-    REQUIRE(absgd_is_lam_rule(rule), ABSGD_INVALID_HYPERPARAMETER);
+    ABSGD_REQUIRE(n_rows >= 0, ABSGD_INVALID_SIZE);
+    ABSGD_REQUIRE(rule && search && (rows || n_rows == 0), ABSGD_NULL_POINTER);
+    ABSGD_REQUIRE(absgd_is_lam_rule(rule), ABSGD_INVALID_HYPERPARAMETER);
     absgd_lam_row whole;
     absgd_lam_join(rows, n_rows, &whole);
     absgd_lam_advance(rule, whole, search);
@@ -230,8 +228,8 @@ absgd_status absgd_lam_round(const absgd_lam_rule *rule, const absgd_lam_row *ro
 
 absgd_status absgd_lam_update(const absgd_lam_rule *rule, const absgd_lam_search *search,
                               double *lam) {
-    REQUIRE(rule && search && lam, ABSGD_NULL_POINTER);
-    REQUIRE(absgd_is_lam_rule(rule), ABSGD_INVALID_HYPERPARAMETER);
+    ABSGD_REQUIRE(rule && search && lam, ABSGD_NULL_POINTER);
+    ABSGD_REQUIRE(absgd_is_lam_rule(rule), ABSGD_INVALID_HYPERPARAMETER);
     absgd_lam_follow(rule, search, lam);
     return ABSGD_OK;
 }
@@ -254,7 +252,7 @@ absgd_status absgd_sgd_step(absgd_dtype dtype, const absgd_tensor *tensors, int6
     if (status != ABSGD_OK) return status;
     int64_t size = 0;
     for (int64_t i = 0; i < n_tensors; i++) size += tensors[i].numel;
-    REQUIRE(0 <= begin && begin <= end && end <= size, ABSGD_INVALID_SIZE);
+    ABSGD_REQUIRE(0 <= begin && begin <= end && end <= size, ABSGD_INVALID_SIZE);
     CALL(absgd_sgd_step, dtype, tensors, options, looks_ahead(dtype, end - begin), begin, end);
     return ABSGD_OK;
 }
@@ -274,11 +272,11 @@ static absgd_status check_softmax_loss(absgd_dtype dtype, const absgd_softmax_lo
     absgd_status status = absgd_check_softmax_loss(dtype, o, target, soft_target, begin, end);
     if (status != ABSGD_OK) return status;
     if (begin < end && soft_target && o->margin) {
-        REQUIRE(is_nonnegative(dtype, o->margin, o->classes), ABSGD_INVALID_HYPERPARAMETER);
+        ABSGD_REQUIRE(is_nonnegative(dtype, o->margin, o->classes), ABSGD_INVALID_HYPERPARAMETER);
     }
     for (int64_t i = begin; target && i < end; i++) {
-        REQUIRE(target[i] == o->ignore_index || (0 <= target[i] && target[i] < o->classes),
-                ABSGD_TARGET_OUT_OF_RANGE);
+        ABSGD_REQUIRE(target[i] == o->ignore_index || (0 <= target[i] && target[i] < o->classes),
+                      ABSGD_TARGET_OUT_OF_RANGE);
     }
     return ABSGD_OK;
 }
@@ -287,7 +285,7 @@ absgd_status absgd_softmax_loss_forward(absgd_dtype dtype, const absgd_softmax_l
                                         const void *logits, const int64_t *target,
                                         const void *soft_target, void *loss, void *saved,
                                         void *kept, int64_t begin, int64_t end) {
-    REQUIRE(begin == end || (logits && loss && saved), ABSGD_NULL_POINTER);
+    ABSGD_REQUIRE(begin == end || (logits && loss && saved), ABSGD_NULL_POINTER);
     absgd_status status = check_softmax_loss(dtype, spec, target, soft_target, begin, end);
     if (status != ABSGD_OK) return status;
     CALL(absgd_softmax_loss_forward, dtype, spec, logits, target, soft_target, loss, saved, kept,
@@ -300,7 +298,8 @@ absgd_status absgd_softmax_loss_backward(absgd_dtype dtype, const absgd_softmax_
                                          const void *soft_target, const void *saved,
                                          const void *kept, const void *grad_loss, void *grad_logits,
                                          int64_t begin, int64_t end) {
-    REQUIRE(begin == end || (logits && saved && grad_loss && grad_logits), ABSGD_NULL_POINTER);
+    ABSGD_REQUIRE(begin == end || (logits && saved && grad_loss && grad_logits),
+                  ABSGD_NULL_POINTER);
     absgd_status status = check_softmax_loss(dtype, spec, target, soft_target, begin, end);
     if (status != ABSGD_OK) return status;
     CALL(absgd_softmax_loss_backward, dtype, spec, logits, target, soft_target, saved, kept,
@@ -314,11 +313,11 @@ absgd_status absgd_sigmoid_loss_forward(absgd_dtype dtype, const absgd_sigmoid_l
     absgd_status status = absgd_check_sigmoid_loss(dtype, spec, begin, end);
     if (status != ABSGD_OK || begin == end) return status;
     const int has_elements = spec->classes > 0 && spec->inner > 0;
-    REQUIRE(loss && (known || !spec->per_sample), ABSGD_NULL_POINTER);
-    REQUIRE((logits && target) || !has_elements, ABSGD_NULL_POINTER);
+    ABSGD_REQUIRE(loss && (known || !spec->per_sample), ABSGD_NULL_POINTER);
+    ABSGD_REQUIRE((logits && target) || !has_elements, ABSGD_NULL_POINTER);
     int fit = 1;
     CALL(fit = absgd_sigmoid_targets_fit, dtype, spec, target, begin, end);
-    REQUIRE(fit, ABSGD_TARGET_OUT_OF_RANGE);
+    ABSGD_REQUIRE(fit, ABSGD_TARGET_OUT_OF_RANGE);
     CALL(absgd_sigmoid_loss_forward, dtype, spec, logits, target, loss, known, begin, end);
     return ABSGD_OK;
 }
@@ -330,8 +329,8 @@ absgd_status absgd_sigmoid_loss_backward(absgd_dtype dtype, const absgd_sigmoid_
     absgd_status status = absgd_check_sigmoid_loss(dtype, spec, begin, end);
     if (status != ABSGD_OK || begin == end) return status;
     const int has_elements = spec->classes > 0 && spec->inner > 0;
-    REQUIRE(grad_loss && (known || !spec->per_sample), ABSGD_NULL_POINTER);
-    REQUIRE((logits && target && grad_logits) || !has_elements, ABSGD_NULL_POINTER);
+    ABSGD_REQUIRE(grad_loss && (known || !spec->per_sample), ABSGD_NULL_POINTER);
+    ABSGD_REQUIRE((logits && target && grad_logits) || !has_elements, ABSGD_NULL_POINTER);
     CALL(absgd_sigmoid_loss_backward, dtype, spec, logits, target, known, grad_loss, grad_logits,
          begin, end);
     return ABSGD_OK;

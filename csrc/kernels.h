@@ -1,5 +1,5 @@
 /* The kernels behind the C ABI, each declared once for every level of isa.h. They trust their
- * arguments: dispatch.c has checked them. */
+ * arguments: dispatch.c has checked them; sigmoid_targets_fit: whether none is out of range. */
 #ifndef ABSGD_KERNELS_H
 #define ABSGD_KERNELS_H
 
@@ -35,18 +35,7 @@
     void absgd_softmax_loss_backward_v##level(                                                     \
         absgd_dtype dtype, const absgd_softmax_loss *spec, const void *logits,                     \
         const int64_t *target, const void *soft_target, const void *saved, const void *kept,       \
-        const void *grad_loss, void *grad_logits, int64_t begin, int64_t end);
-
-#if !ABSGD_ONE_LEVEL
-ABSGD_DECLARE(2)
-ABSGD_DECLARE(3)
-ABSGD_DECLARE(4)
-#else
-ABSGD_DECLARE(1)
-#endif
-
-/* The sigmoid losses; targets_fit: none of them is out of range. */
-#define ABSGD_DECLARE_SIGMOID_LOSS(level)                                                          \
+        const void *grad_loss, void *grad_logits, int64_t begin, int64_t end);                     \
     int absgd_sigmoid_targets_fit_v##level(absgd_dtype dtype, const absgd_sigmoid_loss *spec,      \
                                            const void *target, int64_t begin, int64_t end);        \
     void absgd_sigmoid_loss_forward_v##level(absgd_dtype dtype, const absgd_sigmoid_loss *spec,    \
@@ -57,11 +46,11 @@ ABSGD_DECLARE(1)
         const void *known, const void *grad_loss, void *grad_logits, int64_t begin, int64_t end);
 
 #if !ABSGD_ONE_LEVEL
-ABSGD_DECLARE_SIGMOID_LOSS(2)
-ABSGD_DECLARE_SIGMOID_LOSS(3)
-ABSGD_DECLARE_SIGMOID_LOSS(4)
+ABSGD_DECLARE(2)
+ABSGD_DECLARE(3)
+ABSGD_DECLARE(4)
 #else
-ABSGD_DECLARE_SIGMOID_LOSS(1)
+ABSGD_DECLARE(1)
 #endif
 
 #endif

@@ -74,7 +74,7 @@ struct Weights {
         if (capped == 0.0) return 0.0;
         if (!gathered) return capped / stats.count;
         const uint8_t *mask = batch.mask_at(0);
-        return capped / (mask ? std::count(mask, mask + batch.n, 1) : batch.n);
+        return capped / (mask ? batch.n - std::count(mask, mask + batch.n, 0) : batch.n);
     }
 };
 

@@ -59,6 +59,12 @@ struct Losses {
     }
 };
 
+/* Of [2, losses.shape], weights and coefficients. */
+inline char *coefficients_of(const Tensor &weights) {
+    return static_cast<char *>(weights.mutable_data_ptr()) +
+           weights.numel() / 2 * weights.element_size();
+}
+
 /* The rule's constants as the operators take them, checked; max_weight = ∞ for no cap. */
 inline absgd_rule rule_of(double gamma, double alpha, double s_init, double max_weight,
                           bool keep_loss, bool bounded, const char *op) {

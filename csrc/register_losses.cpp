@@ -5,13 +5,10 @@
 #include "operators.h"
 
 #include <algorithm>
-#include <atomic>
 #include <tuple>
 
 namespace absgd {
 namespace {
-
-constexpr int64_t LOSS_CHUNK = 16384; /* logits that are worth a thread */
 
 void complain_of_target(const SoftmaxLoss &call) {
     const int64_t *y = call.classes_of();
@@ -25,15 +22,7 @@ void complain_of_target(const SoftmaxLoss &call) {
 
 /* kernel(begin, end) over all samples, by torch's threads. */
 template <class Kernel> void run(const SoftmaxLoss &call, const char *op, const Kernel &kernel) {
-    check(kernel(0, 0), op); /* hyper-parameters, for empty logits too */
-    std::atomic<int> status{ABSGD_OK};
-    const int64_t grain = std::max<int64_t>(1, LOSS_CHUNK / call.spec.classes);
-    torch::stable::parallel_for(0, call.spec.samples, grain, [&](int64_t begin, int64_t end) {
-        const absgd_status part = kernel(begin, end);
-        if (part != ABSGD_OK) status = part;
-    });
-    if (status == ABSGD_TARGET_OUT_OF_RANGE) complain_of_target(call);
-    check(static_cast<absgd_status>(status.load()), op);
+    run_losses(call.spec.samples, call.spec.classes, op, kernel, [&] { complain_of_target(call); });
 }
 
 } // namespace

@@ -3,12 +3,8 @@
  * the fake kernels and the autograd formula. */
 #include "operators.h"
 
-#include <atomic>
-
 namespace absgd {
 namespace {
-
-constexpr int64_t LOSS_CHUNK = 16384; /* logits that are worth a thread */
 
 template <class T> void complain_of_target(const SigmoidLoss &call) {
     const T *q = static_cast<const T *>(call.target.const_data_ptr());
@@ -17,29 +13,19 @@ template <class T> void complain_of_target(const SigmoidLoss &call) {
             high = static_cast<T>(1 + ABSGD_TARGET_SLACK);
     const T *bad =
         std::find_if(q, end, [=](T x) { return !((x >= low && x <= high) || x == ignored); });
-    std::string allowed = "in [0, 1]";
-    if (!std::isnan(call.spec.ignore_index)) {
-        allowed += " or ignore_index = " + std::to_string(static_cast<int64_t>(ignored));
-    }
-    STD_TORCH_CHECK(false, "target must be ", allowed, ", got ", *bad, " at element ", bad - q);
+    const bool may_ignore = !std::isnan(call.spec.ignore_index);
+    STD_TORCH_CHECK(may_ignore, "target must be in [0, 1], got ", *bad, " at element ", bad - q);
+    STD_TORCH_CHECK(false, "target must be in [0, 1] or ignore_index = ", call.spec.ignore_index,
+                    ", got ", *bad, " at element ", bad - q);
 }
 
 /* kernel(begin, end) over all losses, by torch's threads. */
 template <class Kernel> void run(const SigmoidLoss &call, const char *op, const Kernel &kernel) {
-    check(kernel(0, 0), op); /* hyper-parameters, for empty logits too */
-    std::atomic<int> status{ABSGD_OK};
-    const int64_t elements = std::max<int64_t>(1, call.spec.classes * call.spec.inner);
-    const int64_t grain =
-        call.spec.per_sample ? std::max<int64_t>(1, LOSS_CHUNK / elements) : LOSS_CHUNK;
-    torch::stable::parallel_for(0, call.losses(), grain, [&](int64_t begin, int64_t end) {
-        const absgd_status part = kernel(begin, end);
-        if (part != ABSGD_OK) status = part;
-    });
-    if (status == ABSGD_TARGET_OUT_OF_RANGE) {
+    const int64_t elements = call.spec.per_sample ? call.spec.classes * call.spec.inner : 1;
+    run_losses(call.losses(), elements, op, kernel, [&] {
         (call.dtype == ABSGD_FLOAT64 ? complain_of_target<double>
                                      : complain_of_target<float>)(call);
-    }
-    check(static_cast<absgd_status>(status.load()), op);
+    });
 }
 
 } // namespace

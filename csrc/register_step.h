@@ -170,20 +170,69 @@ struct TensorFacts {
     }
 
     /* Whether elements lie in memory without gaps or overlaps, in whatever order of dimensions. */
-    bool is_dense() const {
-        if (is_contiguous) return true;
+    bool is_dense() const { return is_contiguous || (reach() == numel && !overlaps_itself()); }
+
+    /* Whether an element may lie where another does. */
+    bool overlaps_itself() const {
+        if (is_contiguous) return false;
         std::vector<std::pair<int64_t, int64_t>> dims; /* stride, size */
         for (int64_t d = 0; d < dim; d++) {
             if (sizes[d] != 1) dims.emplace_back(strides[d], sizes[d]);
         }
         std::sort(dims.begin(), dims.end());
-        int64_t expected = 1;
+        int64_t last = 0; /* element that the dimensions so far reach */
         for (auto [stride, size] : dims) {
-            if (stride != expected) return false;
-            expected *= size;
+            if (stride <= last) return true;
+            last += stride * (size - 1);
         }
-        return true;
+        return false;
     }
+
+    /* Elements from the first to the last in memory, of a tensor that is not empty. */
+    int64_t reach() const {
+        if (is_contiguous) return numel;
+        int64_t last = 0;
+        for (int64_t d = 0; d < dim; d++) last += strides[d] * (sizes[d] - 1);
+        return last + 1;
+    }
+};
+
+/* The memory of a step's tensors: what it writes must not be anything else's, for it is written by
+ * one thread, and read by none but it. */
+class StepMemory {
+  public:
+    void add(const void *data, const TensorFacts &facts, bool is_written) {
+        if (facts.numel == 0) return;
+        STD_TORCH_CHECK(!is_written || !facts.overlaps_itself(),
+                        "params and momenta must not share memory with themselves");
+        const char *begin = static_cast<const char *>(data);
+        const size_t size = aoti_torch_dtype_element_size(facts.dtype);
+        (is_written ? written_ : read_).emplace_back(begin, begin + facts.reach() * size);
+    }
+
+    void check() {
+        std::sort(written_.begin(), written_.end());
+        for (size_t i = 1; i < written_.size(); i++) {
+            STD_TORCH_CHECK(written_[i - 1].second <= written_[i].first,
+                            "params and momenta must not share memory");
+        }
+        for (const Span &grad : read_) {
+            const auto after =
+                std::lower_bound(written_.begin(), written_.end(), grad.second,
+                                 [](const Span &s, const char *end) { return s.first < end; });
+            STD_TORCH_CHECK(after == written_.begin() || std::prev(after)->second <= grad.first,
+                            "grads must not share memory with params or momenta");
+        }
+    }
+
+    void reserve(size_t written, size_t read) {
+        written_.reserve(written);
+        read_.reserve(read);
+    }
+
+  private:
+    using Span = std::pair<const char *, const char *>;
+    std::vector<Span> written_, read_;
 };
 
 /* The tensors of a step by dtype. Those that are not dense, or not laid out alike, are copied, and
@@ -199,8 +248,9 @@ class StepTensors {
                         "params, grads and momenta must have one length (momenta may be empty), ",
                         "got ", n, ", ", a.grads.size(), " and ", momenta.size());
         if (n == 0) return;
-        of[dtype_of(TensorFacts(params[0]), 0)].reserve(n);
         const TensorFacts first(params[0]);
+        of[dtype_of(first, 0)].reserve(n);
+        memory_.reserve(n + momenta.size(), n);
         for (size_t i = 0; i < n; i++) {
             const TensorFacts w(params[i]), g(a.grads[i]);
             STD_TORCH_CHECK(w.same_place(first), "params[", i,
@@ -218,6 +268,7 @@ class StepTensors {
             void *grad = memory(a.grads[i], g, as_is, false);
             of[dtype_of(w, i)].push_back({param, grad, velocity, w.numel, a.fresh});
         }
+        memory_.check();
     }
 
     void write_back() {
@@ -242,9 +293,10 @@ class StepTensors {
 
     void *memory(AtenTensorHandle t, const TensorFacts &facts, bool as_is, bool written) {
         void *data = nullptr;
+        TORCH_ERROR_CODE_CHECK(torch_get_mutable_data_ptr(t, &data));
+        memory_.add(data, facts, written);
         if (as_is || facts.is_contiguous) {
             check_storage(t, facts);
-            TORCH_ERROR_CODE_CHECK(torch_get_mutable_data_ptr(t, &data));
             return data;
         }
         AtenTensorHandle shared;
@@ -266,39 +318,10 @@ class StepTensors {
                         facts.numel, " elements has a storage of ", bytes, " bytes");
     }
 
+    StepMemory memory_;
     std::vector<Tensor> copies_;
     std::vector<std::pair<Tensor, Tensor>> written_;
 };
-
-/* Memory is written by one thread, and read by none but it. */
-inline void check_overlap(const std::vector<absgd_tensor> &tensors, int64_t element_size) {
-    using Span = std::pair<const char *, const char *>;
-    std::vector<Span> written;
-    written.reserve(2 * tensors.size());
-    const auto span = [&](const void *data, int64_t n) {
-        const char *begin = static_cast<const char *>(data);
-        return Span(begin, begin + n * element_size);
-    };
-    for (const absgd_tensor &t : tensors) {
-        if (t.numel == 0) continue;
-        written.push_back(span(t.param, t.numel));
-        if (t.momentum) written.push_back(span(t.momentum, t.numel));
-    }
-    std::sort(written.begin(), written.end());
-    for (size_t i = 1; i < written.size(); i++) {
-        STD_TORCH_CHECK(written[i - 1].second <= written[i].first,
-                        "params and momenta must not share memory");
-    }
-    for (const absgd_tensor &t : tensors) {
-        if (t.numel == 0) continue;
-        const Span grad = span(t.grad, t.numel);
-        const auto after =
-            std::lower_bound(written.begin(), written.end(), grad.second,
-                             [](const Span &s, const char *end) { return s.first < end; });
-        STD_TORCH_CHECK(after == written.begin() || std::prev(after)->second <= grad.first,
-                        "grads must not share memory with params or momenta");
-    }
-}
 
 } // namespace absgd
 #endif

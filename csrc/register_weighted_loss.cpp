@@ -82,8 +82,7 @@ weighted(absgd_dtype dtype, const Losses &batch, const std::optional<Tensor> &la
     const Tensor &losses = batch.values;
     if (lam_rule) follow_lam(batch, *lam_rule, state.lam);
     const Tensor weights = weigh(batch, std::nullopt, state, rule, 1.0);
-    const void *coefficients =
-        static_cast<const char *>(weights.const_data_ptr()) + batch.n * losses.element_size();
+    const void *coefficients = coefficients_of(weights);
     Tensor total = new_empty(losses, {}, losses.scalar_type());
     (dtype == ABSGD_FLOAT64 ? dot<double> : dot<float>)(coefficients, batch, total);
     return {total, losses, weights, last(coefficients)};

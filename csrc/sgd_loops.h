@@ -23,6 +23,11 @@ ABSGD_INLINE void NAMED(step_)(STORED *w, const STORED *g, STORED *v, int64_t n,
     NAMED(few_)(w + i, g + i, has_momentum ? v + i : v, n - i, has_momentum, fresh, k);
 }
 
+#define BY_FORM(is_polyak, is_nesterov)                                                            \
+    k.polyak = is_polyak, k.nesterov = is_nesterov;                                                \
+    t->fresh ? NAMED(step_)(w, g, v, n, looks_ahead, 1, 1, k)                                      \
+             : NAMED(step_)(w, g, v, n, looks_ahead, 1, 0, k);
+
 static void NAMED(span_)(const absgd_tensor *t, int64_t from, int64_t n, int looks_ahead,
                          const absgd_sgd_options *options) {
     STEPPED(_constants) k = STEPPED(_prepare)(options);
@@ -31,26 +36,16 @@ static void NAMED(span_)(const absgd_tensor *t, int64_t from, int64_t n, int loo
     STORED *v = options->momentum != 0.0 ? (STORED *)t->momentum + from : 0;
     if (!v) {
         NAMED(step_)(w, g, v, n, looks_ahead, 0, 0, k);
-        return;
+    } else if (options->polyak) {
+        BY_FORM(1, 0)
+    } else if (options->nesterov) {
+        BY_FORM(0, 1)
+    } else {
+        BY_FORM(0, 0)
     }
-    k.polyak = 1;
-    if (options->polyak) {
-        t->fresh ? NAMED(step_)(w, g, v, n, looks_ahead, 1, 1, k)
-                 : NAMED(step_)(w, g, v, n, looks_ahead, 1, 0, k);
-        return;
-    }
-    k.polyak = 0;
-    k.nesterov = 1;
-    if (options->nesterov) {
-        t->fresh ? NAMED(step_)(w, g, v, n, looks_ahead, 1, 1, k)
-                 : NAMED(step_)(w, g, v, n, looks_ahead, 1, 0, k);
-        return;
-    }
-    k.nesterov = 0;
-    t->fresh ? NAMED(step_)(w, g, v, n, looks_ahead, 1, 1, k)
-             : NAMED(step_)(w, g, v, n, looks_ahead, 1, 0, k);
 }
 
+#undef BY_FORM
 #undef STORED
 #undef NAMED
 #undef STEPPED

@@ -15,7 +15,9 @@
  *   L = weight·(α₁q + α₀n)·u^γ·D
  *   ∂L/∂x = weight·(α₁q + α₀n)·u^γ·(∂D/∂x + γ·(∂u/∂x)/u·D),   |∂u/∂x| ≤ u
  *
- * and where e underflows to 0 in u, log u = −|x| − log(1+e) still holds it. */
+ * and where e underflows to 0 in u, log u = −|x| − log(1+e) still holds it. A target that roundings
+ * have put outside [0, 1] (ABSGD_TARGET_SLACK) has a disagreeing part below 0, taken for 0 in log
+ * u. */
 typedef struct REAL(element_result) {
     real loss, slope;
 } REAL(element_result);
@@ -44,9 +46,9 @@ ABSGD_FN_OF_LOOPS REAL(element_result)
         r.slope = factor * u * (u * d_slope + 2 * u_slope * d);
         return r;
     }
-    real log_above = disagreeing == 0 ? -far : LOG(above);
+    real log_above = disagreeing <= 0 ? -far : LOG(above);
     real power = EXP(gamma * (log_above - log_1_e));
-    real u_slope = (n - q) * (disagreeing == 0 ? near_1 : near_0 / above); /* over u */
+    real u_slope = (n - q) * (disagreeing <= 0 ? near_1 : near_0 / above); /* over u */
     r.loss = factor * power * d;
     r.slope = factor * power * (d_slope + gamma * u_slope * d);
     return r;

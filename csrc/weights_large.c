@@ -2,8 +2,8 @@
  * the time and less: z_i − m and z_i − log_s are still taken in double, but their exponentials are
  * floats, and sums are of floats within a block of a few hundred, of doubles over blocks.
  *
- * Relative errors, of the exponentials ABSGD_LARGE_ERROR at most, whatever the size of z: 2⁻²⁵ from
- * cutting the exponent to 24 fractional binary digits, the rest from a polynomial and roundings. */
+ * Relative errors, of the exponentials ABSGD_LARGE_ERROR at most, whatever the size of z: from
+ * rounding the exponent to 23 fractional binary digits, a polynomial, and roundings. */
 #include "exp.h"
 #include "kernels.h"
 #include "large.h"

@@ -3,17 +3,19 @@
  * The functions, structs, status codes and formulas are those of absgd.h, which is the reference
  * for every argument that is not explained here. What differs:
  *
- *   - Every pointer is to memory of the current device, except rule (an absgd_rule), options, spec
- *     and tensors themselves: they are the host's, and read before the call returns. λ, log_s,
- *     statistics, reports and accumulations so stay on the device, where a captured CUDA graph
- *     finds their new values at each replay.
+ *   - Every pointer is to memory of the current device, except rule (an absgd_rule), options, spec,
+ *     weighting and tensors themselves: they are the host's, and read before the call returns. λ,
+ *     log_s, statistics, reports and accumulations so stay on the device, where a captured CUDA
+ *     graph finds their new values at each replay.
  *   - Work is queued on `stream` (a cudaStream_t; NULL is the default stream). Nothing is
  *     allocated, nothing synchronises, and everything can be captured into a graph.
  *   - A call does all of the work: there is no [begin, end).
- *   - Reductions have a fixed shape, so that a result has the same bits on every run and card.
- *   - ABSGD_CUDA_ERROR: a launch failed, and cudaGetLastError says why. Every other status is the
- *     arguments', as in absgd.h; what lies on the device is not looked at: an invalid λ there gives
- *     NaN and leaves the state alone.
+ *   - Reductions have a fixed shape: a result has the same bits on every run of a card, for arrays
+ *     that lie alike modulo 16 bytes.
+ *   - ABSGD_CUDA_ERROR: a launch failed, and cudaGetLastError says why, of the CUDA runtime that is
+ *     linked in (the shared library has one of its own). Every other status is the arguments', as
+ *     in absgd.h; what lies on the device is not looked at: an invalid λ there gives NaN and leaves
+ *     the state alone.
  *
  * Compute capability 7.5 or newer. */
 #ifndef ABSGD_CUDA_H
@@ -119,6 +121,24 @@ ABSGD_API absgd_status absgd_softmax_loss_backward_cuda(
     absgd_dtype dtype, const absgd_softmax_loss *spec, const void *logits, const int64_t *target,
     const void *soft_target, const void *saved, const void *grad_loss, const void *grad_factor,
     void *grad_logits, void *stream);
+
+/* ---- per-sample sigmoid losses ---- */
+
+/* As absgd_sigmoid_loss_forward and _backward, for all samples; weight and pos_weight are on the
+ * device. A target out of range, which the host cannot see, gives a NaN loss and gradient. A
+ * sample's losses are summed in the arithmetic type, where the CPU takes double. *grad_factor, of
+ * that type, multiplies all of grad_loss; NULL: 1. */
+ABSGD_API absgd_status absgd_sigmoid_loss_forward_cuda(absgd_dtype dtype,
+                                                       const absgd_sigmoid_loss *spec,
+                                                       const void *logits, const void *target,
+                                                       void *loss, void *known, void *stream);
+
+ABSGD_API absgd_status absgd_sigmoid_loss_backward_cuda(absgd_dtype dtype,
+                                                        const absgd_sigmoid_loss *spec,
+                                                        const void *logits, const void *target,
+                                                        const void *known, const void *grad_loss,
+                                                        const void *grad_factor, void *grad_logits,
+                                                        void *stream);
 
 /* ---- from losses to the scalar ---- */
 

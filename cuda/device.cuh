@@ -63,6 +63,8 @@ template <class F> absgd_status with_type(absgd_dtype dtype, const F &f) {
     return ABSGD_INVALID_DTYPE;
 }
 
+__host__ __device__ inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
 /* ---- memory ---- */
 
 /* V elements that are read or written at once. */
@@ -172,24 +174,19 @@ absgd_status launch(void (*kernel)(P...), shape shape, void *stream, const A &..
     return launched == cudaSuccess ? ABSGD_OK : ABSGD_CUDA_ERROR;
 }
 
-inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
-/* Blocks of a cooperative launch that the current device holds at once. */
-inline int64_t resident_blocks() {
-    int device = 0, multiprocessors = 1;
-    if (cudaGetDevice(&device) != cudaSuccess) return RESIDENT;
-    if (cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device) !=
-        cudaSuccess) {
-        return RESIDENT;
-    }
-    return RESIDENT * multiprocessors;
+inline int64_t multiprocessors() {
+    int device = 0, n = 1;
+    const bool known =
+        cudaGetDevice(&device) == cudaSuccess &&
+        cudaDeviceGetAttribute(&n, cudaDevAttrMultiProcessorCount, device) == cudaSuccess;
+    return known ? n : 1;
 }
 
-/* As many blocks as are wanted and fit on the device at once. */
-inline shape shape_that_meets(int64_t wanted) {
+/* As many blocks as are wanted and fit on the device at once, `resident` on a multiprocessor. */
+inline shape shape_that_meets(int64_t wanted, int resident = RESIDENT) {
     if (wanted <= 1) return {1};
-    const int64_t resident = resident_blocks();
-    const int64_t blocks = wanted < resident ? wanted : resident;
+    const int64_t most = resident * multiprocessors();
+    const int64_t blocks = wanted < most ? wanted : most;
     return {blocks, THREADS, blocks > 1};
 }
 

@@ -38,30 +38,15 @@ __device__ absgd_lam_row lam_chunk(const masked_losses<S> &batch, int64_t begin,
     return reduce(row, blockDim.x, absgd_join_lam_rows);
 }
 
-/* The union of rows, by a block. */
-__device__ inline absgd_lam_row join_lam_rows(const absgd_lam_row *rows, int64_t n_rows) {
-    absgd_lam_row whole = absgd_empty_lam_row();
-    for (int64_t i = threadIdx.x; i < n_rows; i += blockDim.x) {
-        whole = absgd_join_lam_rows(whole, rows[i]);
-    }
-    return reduce(whole, n_rows > WARP ? blockDim.x : WARP, absgd_join_lam_rows);
-}
-
 /* The row of the whole batch at this round, in the first thread of each block. */
 template <class S>
 __device__ absgd_lam_row lam_row(const masked_losses<S> &batch, double sign,
                                  const absgd_lam_search &search, const team &blocks,
                                  absgd_lam_row *scratch) {
-    if (batch.n <= ABSGD_CUDA_CHUNK) return lam_chunk(batch, 0, batch.n, sign, search);
-    const int64_t chunks = (batch.n + ABSGD_CUDA_CHUNK - 1) / ABSGD_CUDA_CHUNK;
-    for (int64_t c = blocks.block; c < chunks; c += blocks.blocks) {
-        const int64_t begin = c * ABSGD_CUDA_CHUNK, rest = batch.n - begin;
-        const int64_t end = begin + (rest < ABSGD_CUDA_CHUNK ? rest : ABSGD_CUDA_CHUNK);
-        const absgd_lam_row row = lam_chunk(batch, begin, end, sign, search);
-        if (threadIdx.x == 0) scratch[c] = row;
-    }
-    blocks.sync();
-    return join_lam_rows(scratch, chunks);
+    return of_chunks(
+        batch.n, blocks, scratch, absgd_empty_lam_row(),
+        [&](int64_t begin, int64_t end) { return lam_chunk(batch, begin, end, sign, search); },
+        absgd_join_lam_rows);
 }
 
 template <class S>
@@ -70,7 +55,7 @@ __device__ void follow_batch(const masked_losses<S> &batch, const absgd_lam_rule
     ABSGD_SHARED(absgd_lam_search, search);
     if (threadIdx.x == 0) search = absgd_lam_search();
     __syncthreads();
-    const int64_t chunks = (batch.n + ABSGD_CUDA_CHUNK - 1) / ABSGD_CUDA_CHUNK;
+    const int64_t chunks = ceil_div(batch.n, ABSGD_CUDA_CHUNK);
     for (int round = 0; round < ABSGD_LAM_ROUNDS; round++) {
         /* Rows by turns: a block may still read those of the last round. */
         absgd_lam_row *rows = chunks > 1 ? scratch + round % 2 * chunks : nullptr;
@@ -102,7 +87,7 @@ __global__ void __launch_bounds__(THREADS, RESIDENT)
 [[maybe_unused]] static __global__ void lam_round_kernel(const absgd_lam_rule *rule,
                                                          const absgd_lam_row *rows, int64_t n_rows,
                                                          absgd_lam_search *search) {
-    const absgd_lam_row whole = join_lam_rows(rows, n_rows);
+    const absgd_lam_row whole = join_all(rows, n_rows, absgd_empty_lam_row(), absgd_join_lam_rows);
     if (threadIdx.x == 0) absgd_lam_advance(rule, whole, search);
 }
 

@@ -61,8 +61,7 @@ Tensor weigh(const OnDeviceOf &device, const Losses &batch, const std::optional<
     check_cuda(absgd_weigh_cuda(batch.dtype, batch.at(0), batch.mask_at(0), batch.weight_at(0),
                                 batch.n, rows.given, rows.n, rows.scratch, state.lam, &rule,
                                 state.log_s, state.log_s_lam, state.reports, factor,
-                                out.mutable_data_ptr(), coefficients_of(out, batch),
-                                device.stream()),
+                                out.mutable_data_ptr(), coefficients_of(out), device.stream()),
                "absgd::weigh");
     return out;
 }
@@ -110,7 +109,7 @@ Tensor weigh_provisionally(const Tensor &losses, std::optional<Tensor> mask,
                    rows.given, rows.n, rows.scratch, device.doubles(lam, 1, "lam"), &rule,
                    device.doubles(log_s, 1, "log_s"), device.doubles(log_s_lam, 1, "log_s_lam"),
                    accumulation_on(device, accumulation), device.doubles(shrink, 1, "shrink"),
-                   factor, out.mutable_data_ptr(), coefficients_of(out, batch), device.stream()),
+                   factor, out.mutable_data_ptr(), coefficients_of(out), device.stream()),
                op);
     return out;
 }

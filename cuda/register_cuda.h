@@ -70,10 +70,6 @@ Tensor weigh(const OnDeviceOf &device, const Losses &batch, const std::optional<
              const DeviceState &state, const absgd_rule &rule, double factor);
 void follow_lam(const OnDeviceOf &device, const Losses &batch, const Tensor &lam_rule, double *lam);
 
-inline char *coefficients_of(const Tensor &weights, const Losses &losses) {
-    return static_cast<char *>(weights.mutable_data_ptr()) + losses.n * weights.element_size();
-}
-
 /* register_losses_cuda.cpp: the losses and what backward wants of them; the logits' gradient */
 std::tuple<Tensor, Tensor> forward(const OnDeviceOf &device, const SoftmaxLoss &call);
 std::tuple<Tensor, Tensor> forward(const OnDeviceOf &device, const SigmoidLoss &call);

@@ -1,6 +1,5 @@
 /* The CUDA implementations of torch.ops.absgd.softmax_loss, sigmoid_loss and their backward passes.
  * The schemas stand in csrc/register_losses.cpp and csrc/register_sigmoid_loss.cpp. */
-#include "absgd_sigmoid_loss_cuda.h"
 #include "register_cuda.h"
 
 namespace absgd {

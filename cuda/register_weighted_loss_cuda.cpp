@@ -53,7 +53,7 @@ in_one_launch(const OnDeviceOf &device, const SoftmaxLoss &call, const Optional 
     w.lam_scratch = static_cast<absgd_lam_row *>(
         new_room(lam_scratch, losses, lam_rows * LAM_ROW_SIZE, ScalarType::Double));
     w.weights = weights.mutable_data_ptr();
-    w.coefficients = coefficients_of(weights, batch);
+    w.coefficients = coefficients_of(weights);
     w.total = total.mutable_data_ptr();
     check_cuda(absgd_weighted_softmax_loss_cuda(call.dtype, &call.spec,
                                                 call.logits.const_data_ptr(), call.classes_of(),
@@ -81,9 +81,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> weighted_softmax_loss(
     const auto [total, losses, weights, saved] =
         in_one_launch(device, call, mask, base_weight, class_weight, lam_rule, state, rule);
     if (!at_once) return {total, losses, weights, saved};
-    const char *coefficients = static_cast<const char *>(weights.const_data_ptr()) +
-                               call.spec.samples * weights.element_size();
-    return {total, losses, weights, backward(device, call, coefficients, saved)};
+    return {total, losses, weights, backward(device, call, coefficients_of(weights), saved)};
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> weighted_sigmoid_loss(
@@ -104,7 +102,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> weighted_sigmoid_loss(
     const Losses batch(losses, mask, base_weight);
     if (lam_rule) follow_lam(device, batch, *lam_rule, state.lam);
     const Tensor weights = weigh(device, batch, std::nullopt, state, rule, 1.0);
-    const void *coefficients = coefficients_of(weights, batch);
+    const void *coefficients = coefficients_of(weights);
     Tensor total = new_empty(losses, {}, losses.scalar_type());
     check_cuda(absgd_dot_cuda(batch.dtype, coefficients, losses.const_data_ptr(), batch.mask_at(0),
                               batch.n, total.mutable_data_ptr(), device.stream()),

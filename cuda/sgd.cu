@@ -16,7 +16,7 @@ static absgd_status step_in_lists(const absgd_tensor *tensors, int64_t n_tensors
     call.found_inf = found_inf;
     call.maximize = options->maximize;
     for (int64_t next = 0; next < n_tensors;) {
-        fill(call, tensors, n_tensors, &next);
+        fill(call, tensors, n_tensors, options->momentum != 0.0, &next);
         if (call.n_tensors == 0) break; /* only empty ones were left */
         const absgd_status status =
             launch(step_kernel<S, CAPACITY>, {call.first_block[call.n_tensors]}, stream, call);

@@ -17,7 +17,7 @@ constexpr int STEP_PIECE_BYTES = 16384; /* of a tensor, for one block */
 
 template <class S> constexpr int64_t STEP_PIECE = STEP_PIECE_BYTES / sizeof(S);
 
-/* The step of one element, overloaded on the arithmetic type. */
+/* The step of one element, by its arithmetic type. */
 template <class A> struct step_of;
 
 template <> struct step_of<float> {
@@ -55,14 +55,16 @@ static_assert(sizeof(step_call<double, STEP_TENSORS>) <= 32764,
 /* Fills call with as many tensors from *next on as fit, and moves *next past them. */
 template <class S, int CAPACITY>
 void fill(step_call<S, CAPACITY> &call, const absgd_tensor *tensors, int64_t n_tensors,
-          int64_t *next) {
+          bool has_momentum, int64_t *next) {
     call.n_tensors = 0;
     call.first_block[0] = 0;
     for (; *next < n_tensors && call.n_tensors < CAPACITY; ++*next) {
         const absgd_tensor &t = tensors[*next];
         if (t.numel == 0) continue;
         const int64_t end = call.first_block[call.n_tensors] + ceil_div(t.numel, STEP_PIECE<S>);
-        call.tensors[call.n_tensors++] = t;
+        call.tensors[call.n_tensors] = t;
+        if (!has_momentum) call.tensors[call.n_tensors].momentum = nullptr;
+        call.n_tensors++;
         call.first_block[call.n_tensors] = static_cast<unsigned>(end);
     }
 }

@@ -1,7 +1,6 @@
 /* Launchers of sigmoid_loss.cuh. */
 #include "sigmoid_loss.cuh"
 
-#include "absgd_sigmoid_loss_cuda.h"
 #include "checks.h"
 
 using namespace absgd;

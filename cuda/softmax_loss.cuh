@@ -8,7 +8,7 @@
  *
  * How samples lie on threads:
  *   (N, C), few classes      several samples a warp: lanes is a power of two
- *   (N, C), C ≤ 1024         a warp a sample, several samples a block
+ *   (N, C), C ≤ 1024         a warp a sample, several samples a block (float64: ≤ 512)
  *   (N, C), many classes     a block a sample: lanes is blockDim
  *   (N, C, inner)            a thread a sample (lanes = 1): neighbours in `inner` are neighbours
  *                            in a warp, so that each class is read side by side. More lanes only

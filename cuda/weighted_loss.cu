@@ -116,7 +116,8 @@ absgd_status absgd_weighted_softmax_loss_cuda(absgd_dtype dtype, const absgd_sof
         const auto rest = weighting_call_of<A>(spec, target, soft_target, *weighting, loss);
         constexpr int V = PER_16_BYTES<S>;
         const bool wide = is_wide(*spec, call.logits, call.logits), plain = call.is_plain();
-        const shape blocks = shape_that_meets(ceil_div(call.samples, THREADS / call.lanes));
+        const int64_t wanted = ceil_div(call.samples, THREADS / call.lanes);
+        const shape blocks = shape_that_meets(wanted, RESIDENT_LOSSES<S>);
         if (call.is_expected()) {
             const auto kernel =
                 wide ? weighted_expected_kernel<V, S> : weighted_expected_kernel<1, S>;

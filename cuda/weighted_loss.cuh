@@ -89,10 +89,11 @@ template <class T> struct weighting_call {
     T *weights, *coefficients, *total;
 };
 
-/* Of the losses, which the grid has just written; all its threads. A function of its own, or each
- * of the kernels below would have a copy, and spill. */
-template <class T>
-__attribute__((noinline)) __device__ void write_weighting(const weighting_call<T> &w) {
+/* As RESIDENT; a logit in double takes more registers. */
+template <class S> constexpr int RESIDENT_LOSSES = sizeof(S) == 8 ? 2 : RESIDENT;
+
+/* Of the losses, which the grid has just written; all its threads. */
+template <class T> __device__ void write_weighting(const weighting_call<T> &w) {
     write_measure(w.measured, w.counts, w.measure);
     whole_grid().sync();
     const team blocks = team_for(w.batch.n);
@@ -108,7 +109,7 @@ __attribute__((noinline)) __device__ void write_weighting(const weighting_call<T
 }
 
 template <bool PLAIN, int V, class S, class A = typename arithmetic<S>::type>
-__global__ void __launch_bounds__(THREADS, RESIDENT)
+__global__ void __launch_bounds__(THREADS, RESIDENT_LOSSES<S>)
     weighted_loss_kernel(const __grid_constant__ loss_call<S> call,
                          const __grid_constant__ weighting_call<A> weighting, A *loss, A *saved) {
     write_losses<PLAIN, V>(call, loss, saved);
@@ -117,7 +118,7 @@ __global__ void __launch_bounds__(THREADS, RESIDENT)
 
 /* The same for the losses of expected_loss.cuh. */
 template <int V, class S, class A = typename arithmetic<S>::type>
-__global__ void __launch_bounds__(THREADS, RESIDENT)
+__global__ void __launch_bounds__(THREADS, RESIDENT_LOSSES<S>)
     weighted_expected_kernel(const __grid_constant__ loss_call<S> call, absgd_focus focus,
                              const __grid_constant__ weighting_call<A> weighting, A *loss,
                              A *saved) {

@@ -40,8 +40,8 @@ __device__ inline loss_sums add(loss_sums a, const loss_sums &b) {
 
 /* The row of losses [begin, end), by one block. */
 template <class S>
-__device__ absgd_stats chunk_stats(const loss_batch<S> &batch, int64_t begin, int64_t end,
-                                   double lam) {
+__device__ absgd_stats chunk_stats(const loss_batch<S> &batch, int64_t begin, int64_t end) {
+    const double lam = *batch.lam;
     const double never = absgd_is_valid_lam(lam) ? 0.0 : NAN;
     const absgd_inverse inverse = absgd_inverse_of(lam);
     double max = -INFINITY;
@@ -67,33 +67,23 @@ __device__ absgd_stats chunk_stats(const loss_batch<S> &batch, int64_t begin, in
 
 /* The union of rows, by a block. */
 __device__ inline absgd_stats join_rows(const absgd_stats *rows, int64_t n_rows) {
-    absgd_stats whole = absgd_empty_stats();
-    for (int64_t i = threadIdx.x; i < n_rows; i += blockDim.x) {
-        whole = absgd_join_stats(whole, rows[i]);
-    }
-    return reduce(whole, n_rows > WARP ? blockDim.x : WARP, absgd_join_stats);
+    return join_all(rows, n_rows, absgd_empty_stats(), absgd_join_stats);
 }
 
 /* The row of the whole batch, in the first thread of each block. */
 template <class S>
-__device__ absgd_stats whole_batch(const loss_batch<S> &batch, double lam, const team &blocks) {
+__device__ absgd_stats whole_batch(const loss_batch<S> &batch, const team &blocks) {
     if (batch.rows) return join_rows(batch.rows, batch.n_rows);
-    if (batch.n <= ABSGD_CUDA_CHUNK) return chunk_stats(batch, 0, batch.n, lam);
-    const int64_t chunks = (batch.n + ABSGD_CUDA_CHUNK - 1) / ABSGD_CUDA_CHUNK;
-    for (int64_t c = blocks.block; c < chunks; c += blocks.blocks) {
-        const int64_t begin = c * ABSGD_CUDA_CHUNK, rest = batch.n - begin;
-        const int64_t end = begin + (rest < ABSGD_CUDA_CHUNK ? rest : ABSGD_CUDA_CHUNK);
-        const absgd_stats row = chunk_stats(batch, begin, end, lam);
-        if (threadIdx.x == 0) batch.scratch[c] = row;
-    }
-    blocks.sync();
-    return join_rows(batch.scratch, chunks);
+    return of_chunks(
+        batch.n, blocks, batch.scratch, absgd_empty_stats(),
+        [&](int64_t begin, int64_t end) { return chunk_stats(batch, begin, end); },
+        absgd_join_stats);
 }
 
 template <class S>
 __global__ void __launch_bounds__(THREADS, RESIDENT)
     stats_kernel(loss_batch<S> batch, absgd_stats *stats) {
-    const absgd_stats whole = whole_batch(batch, *batch.lam, whole_grid());
+    const absgd_stats whole = whole_batch(batch, whole_grid());
     if (blockIdx.x == 0 && threadIdx.x == 0) *stats = whole;
 }
 
@@ -169,8 +159,8 @@ __device__ inline cap_counts add_counts(const cap_counts &a, const cap_counts &b
 /* This thread's part of the weights. */
 template <class S, class A>
 __device__ cap_counts write_weights(const loss_batch<S> &batch, const absgd_weigher &weigher,
-                                    double lam, const team &blocks, A *weights, A *coefficients) {
-    const absgd_inverse inverse = absgd_inverse_of(lam);
+                                    const team &blocks, A *weights, A *coefficients) {
+    const absgd_inverse inverse = absgd_inverse_of(*batch.lam);
     const bool is_bad = isnan(weigher.log_s) && isnan(weigher.scale); /* not merely unset */
     cap_counts seen = {0.0, 0.0};
     if (!blocks.has_work()) return seen;
@@ -211,12 +201,13 @@ template <class S, class Rule, class A = typename arithmetic<S>::type>
 __device__ void weigh_batch(const loss_batch<S> &batch, const Rule &rule, double factor,
                             const team &blocks, A *weights, A *coefficients) {
     ABSGD_SHARED(absgd_weigher, weigher);
-    const double lam = *batch.lam;
-    const absgd_stats whole = whole_batch(batch, lam, blocks);
-    typename Rule::state state;
-    if (threadIdx.x == 0) weigher = rule.take(whole, lam, factor, batch.weights != nullptr, state);
+    ABSGD_SHARED(typename Rule::state, state);
+    const absgd_stats whole = whole_batch(batch, blocks);
+    if (threadIdx.x == 0) {
+        weigher = rule.take(whole, *batch.lam, factor, batch.weights != nullptr, state);
+    }
     blocks.sync();
-    cap_counts seen = write_weights(batch, weigher, lam, blocks, weights, coefficients);
+    cap_counts seen = write_weights(batch, weigher, blocks, weights, coefficients);
     if (weigher.cap < INFINITY) {
         seen = sum_of_blocks(seen, blocks, batch.scratch);
     } else {

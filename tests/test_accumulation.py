@@ -486,3 +486,44 @@ def test_an_abandoned_forward_pass_is_forgotten() -> None:
         opt.weigh(p * 2).backward()
     opt.finalize_grads_()
     assert opt.log_s.item() == pytest.approx(2.0)
+
+
+def test_one_context_around_several_steps() -> None:
+    one, many = Problem(), Problem()
+    large, opt = (ABSGD([p.w], lr=0.01, momentum=0.9, lam=1.0) for p in (one, many))
+    large_batches(one, large, large.weigh)
+    with opt.accumulate():
+        for xs, ys in many.batches:
+            opt.zero_grad()
+            for x, y in zip(xs, ys, strict=True):
+                opt.weigh(many.losses(x, y)).backward()
+            opt.step()
+    assert_same(many.w, one.w)
+    assert_same(opt.log_s, large.log_s)
+
+
+def test_a_context_without_a_micro_batch_leaves_nothing() -> None:
+    problem = Problem()
+    opt = ABSGD([problem.w], lr=0.01, lam=1.0)
+    losses = problem.losses(torch.cat(problem.batches[0][0]), torch.cat(problem.batches[0][1]))
+    with opt.accumulate():
+        pass
+    with opt.accumulate(), torch.no_grad():
+        opt.weigh(losses)
+    with pytest.raises(ZeroDivisionError), opt.accumulate():
+        raise ZeroDivisionError
+    opt.weigh(losses).backward()
+    assert opt.log_s.isfinite()
+
+
+def test_a_tied_parameter_is_scaled_once() -> None:
+    gradients = []
+    for times in (1, 2):
+        problem = Problem()
+        criterion = AttentionalLoss(problem.losses, lam=1.0)
+        for x, y in zip(*problem.batches[0], strict=True):
+            with criterion.accumulate([problem.w] * times):
+                criterion(x, y).backward()
+        criterion.finalize_grads_()
+        gradients.append(problem.w.grad)
+    assert torch.equal(*gradients)

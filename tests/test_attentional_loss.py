@@ -2,6 +2,7 @@
 
 import copy
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -237,3 +238,57 @@ def test_class_weights_must_fit(ours: bool) -> None:
     criterion = ta.AttentionalLoss(base, 0.5, class_weight=torch.ones(3))
     with pytest.raises((ValueError, RuntimeError), match="class_weight"):
         criterion(*batch(classes=5))
+
+
+def test_torch_s_checkpoint_tools_find_it_in_a_model() -> None:
+    from torch.distributed.checkpoint.state_dict import get_model_state_dict, set_model_state_dict
+
+    def model() -> nn.Module:
+        criterion = ta.AttentionalLoss(nn.CrossEntropyLoss(reduction="none"), lam=1.0)
+        return nn.ModuleDict({"network": nn.Linear(3, 4), "criterion": criterion})
+
+    ours, other = model(), model()
+    ours["criterion"](*batch())
+    set_model_state_dict(other, get_model_state_dict(ours))
+    assert other["criterion"].log_s.isfinite()
+    assert torch.equal(other["criterion"].log_s, ours["criterion"].log_s)
+    with pytest.raises(AttributeError):
+        ours["criterion"].attention.nothing  # noqa: B018
+
+
+@pytest.mark.parametrize("lam", [0.5, ta.EffectiveSampleSize(0.5)])
+def test_lam_set_in_a_parameter_group_is_in_force_at_once(lam: Any) -> None:
+    opts = [ta.ABSGD([torch.zeros(1, requires_grad=True)], lr=0.1, lam=5.0) for _ in range(2)]
+    criteria = [ta.AttentionalLoss(ta.PerSampleCrossEntropy(), optimizer=opt) for opt in opts]
+    opts[0].param_groups[0]["lam"] = lam
+    opts[1].lam = lam
+    totals = [criterion(*batch()) for criterion in criteria]
+    assert torch.equal(*totals)
+    assert torch.equal(opts[0].lam, opts[1].lam) and opts[0].lam_rule == opts[1].lam_rule
+
+
+def test_class_weights_without_memory_can_be_given_it() -> None:
+    with torch.device("meta"):
+        module = ta.AttentionalLoss(
+            ta.PerSampleCrossEntropy(weight=torch.ones(4)), class_weight=torch.ones(4)
+        )
+    module.to_empty(device="cpu")
+    assert not any(b.is_meta for b in module.buffers())
+
+
+def test_a_compiled_criterion_ignores_what_it_ignores() -> None:
+    logits, y = batch()
+    y[::2] = -100
+    totals = []
+    for criterion in (nn.CrossEntropyLoss(reduction="none"),) * 2:
+        if totals:
+            criterion = torch.compile(criterion, backend="eager")
+        ours = ta.AttentionalLoss(criterion, lam=1.0)
+        totals.append(ours(logits, y))
+        assert ours.stats().last.count == 5
+    assert torch.equal(*totals)
+
+
+def test_shared_memory_is_all_of_the_state_s() -> None:
+    criterion = ta.AttentionalLoss(ta.PerSampleCrossEntropy(), lam=1.0).share_memory()
+    assert all(t.is_shared() for t in criterion.state_dict().values() if t.numel() == 1)

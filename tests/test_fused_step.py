@@ -43,6 +43,7 @@ def shrunk() -> Tensor:
 
 
 shared = vector(8)
+table = vector(2, 3)
 
 
 @pytest.mark.parametrize(
@@ -62,6 +63,13 @@ shared = vector(8)
         ([shared[:4]], [vector()], [shared[3:7]], "must not share memory"),
         ([shared[:4], shared[3:7]], [vector()] * 2, [vector(), vector()], "must not share memory"),
         ([shared[:4]], [shared[1:5]], [vector()], "must not share memory"),
+        ([table[:, :2], table[:, 1:]], [vector(2, 2)] * 2, [], "must not share memory"),
+        (
+            [vector(), vector(1).expand(3)],
+            [vector(), vector(3)],
+            [],
+            "share memory with themselves",
+        ),
         ([shrunk()], [vector(8)], [vector(8)], "has a storage of 8 bytes"),
         ([vector(8)], [shrunk()], [vector(8)], "has a storage of 8 bytes"),
     ],
@@ -435,3 +443,15 @@ def test_records_may_be_alive_at_exit() -> None:
 def test_random_changes_between_steps() -> None:
     for seed in range(60):
         Twins(seed).run(15)
+
+
+def test_parameters_over_one_memory_are_stepped_one_after_the_other() -> None:
+    stepped = []
+    for make in (SGD, ABSGD):
+        base = torch.ones(2, 3)
+        params = [nn.Parameter(base[:, :2]), nn.Parameter(base[:, 1:])]
+        for p in params:
+            p.grad = torch.ones_like(p)
+        make(params, lr=0.1).step()
+        stepped.append(base)
+    assert torch.equal(*stepped)

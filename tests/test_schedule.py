@@ -349,3 +349,16 @@ def test_log_s_carries_over_in_a_ramp_and_is_forgotten_at_a_restart():
     restart.step()
     assert float(opt.lam) == 1.0
     assert math.isnan(float(opt.log_s))
+
+
+@pytest.mark.parametrize("kind", ["optimizer", "attentional_loss"])
+def test_a_schedule_of_a_target_that_was_saved_at_a_restart_begins_nothing_anew(kind):
+    first = build(kind)
+    schedule = LamScheduler(first[2], {0: 5.0, 1: 1.0})
+    first[3](torch.ones(3, 5), torch.arange(3)).backward()
+    schedule.step()
+    second = build(kind)
+    second[2].load_state_dict(copy.deepcopy(first[2].state_dict()))
+    again = LamScheduler(second[2], {0: 5.0, 1: 1.0})
+    again.load_state_dict(schedule.state_dict())
+    assert float(second[2].lam) == float(first[2].lam) == 1.0

@@ -470,3 +470,12 @@ def test_second_derivatives_are_refused() -> None:
     (grad,) = torch.autograd.grad(losses.sum(), logits, create_graph=True)
     with pytest.raises(NotImplementedError, match="differentiated once"):
         grad.sum().backward()
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.5, 1.5, 2.0])
+def test_a_target_that_a_rounding_put_outside_is_as_one_inside(gamma: float) -> None:
+    x = torch.tensor([17.0, 12.0, 30.0, -17.0, -12.0, -30.0], requires_grad=True)
+    q = torch.tensor([1 + 1.2e-7, 1 + 9e-6, 1 + 1.2e-7, -1e-9, -9e-6, -1e-9])
+    loss = ta.PerSampleSigmoidFocal(gamma=gamma, per="element")(x, q)
+    loss.sum().backward()
+    assert loss.detach().abs().max() < 1e-3 and x.grad.abs().max() < 1e-3

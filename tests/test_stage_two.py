@@ -219,3 +219,11 @@ def test_a_frozen_part_of_a_model_stays_frozen_when_the_whole_trains():
     freeze_except(whole[0], "fc")
     whole.train()
     assert whole[1].training and not whole[0].layer20.training
+
+
+def test_a_frozen_block_may_be_replaced():
+    model = nn.Sequential(nn.Sequential(nn.BatchNorm1d(3)), nn.Linear(3, 2))
+    ta.freeze_except(model, "1")
+    model[0] = nn.Identity()
+    model.train()
+    assert model.training

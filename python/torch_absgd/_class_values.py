@@ -35,8 +35,13 @@ class ClassValues(nn.Module):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> ClassValues:
         for name, buffer in self._buffers.items():
             if buffer is not None:
-                self._buffers[name] = buffer.to(fn(buffer).device)
+                self._buffers[name] = moved(buffer, fn(buffer).device)
         return self
+
+
+def moved(buffer: Tensor, device: torch.device) -> Tensor:
+    """``buffer`` on ``device``, in its own dtype; memory alone where it has no values yet."""
+    return torch.empty_like(buffer, device=device) if buffer.is_meta else buffer.to(device)
 
 
 def check_pair(input: object, target: object) -> None:

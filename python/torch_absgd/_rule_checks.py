@@ -223,6 +223,8 @@ def check_group(group: dict[str, Any]) -> None:
             f"nesterov=True, momentum={group['momentum']}, dampening={group['dampening']}"
         )
     if group["momentum_form"] == "polyak":
+        if isinstance(group["weight_decay"], Tensor):
+            raise TypeError("momentum_form='polyak' needs a weight_decay that is a number")
         for name, allowed in (
             ("dampening", (0,)),
             ("nesterov", (False,)),

@@ -90,7 +90,7 @@ class Accumulation:
             )
         if self.phase is Phase.DOUBTFUL or (self.phase is Phase.PARTIAL and self._were_zeroed()):
             self.discard()
-        elif self.phase is Phase.PARTIAL and not self.overlap and not any(self._present()):
+        elif self.phase is Phase.PARTIAL and not self.overlap and not [*self.gradients()]:
             raise RuntimeError(
                 "accumulate(): the gradients of earlier micro-batches are not in .grad, and may "
                 "have to be scaled. Were they dropped, by model.zero_grad()? Call discard(). FSDP2 "
@@ -202,9 +202,6 @@ class Accumulation:
         torch.autograd.graph.increment_version(written[1:])
         state.has_history = True
         scale_(self.gradients(), factor)
-
-    def _present(self) -> Iterable[bool]:
-        return (True for _ in self.gradients())
 
     def _were_zeroed(self) -> bool:
         """Whether the gradients were set to 0 since their backward pass, as by

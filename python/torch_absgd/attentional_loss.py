@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from . import _rule_checks
+from ._class_values import moved
 from .collective import Collective, ProcessGroup
 from .lam_rules import LamRule
 from .optimizer import ABSGD
@@ -33,9 +34,20 @@ class AttentionState(nn.Module):
         self.weigher = Weigher(state, ranks)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> AttentionState:
-        # fn(t), not its result: share_memory() changes what it is given.
-        self.weigher.state.move(fn(self.weigher.state.log_s).device)
+        # fn(t), not its result, which may be of another dtype: share_memory() changes t itself.
+        state = self.weigher.state
+        made = [fn(getattr(state, name)) for name in TENSORS]
+        state.move(made[0].device)
         return self
+
+    def __getattr__(self, name: str) -> Any:
+        if name in (*TENSORS, "rule"):  # torch's checkpoint tools look for what is in state_dict()
+            return self.state_dict()[name]
+        return super().__getattr__(name)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        self.weigher.forget()
 
     def _save_to_state_dict(
         self, destination: dict[str, Any], prefix: str, keep_vars: bool
@@ -156,6 +168,8 @@ class AttentionalLoss(nn.Module):
 
     @property
     def weigher(self) -> Weigher:
+        if isinstance(self.attention, ABSGD):
+            self.attention._adopt()  # somebody may have set λ in a parameter group
         return self.attention.weigher
 
     def forward(
@@ -194,7 +208,7 @@ class AttentionalLoss(nn.Module):
             base = gathered(self.class_weight, target, losses, mask)
             weight = base if weight is None else weight * base
         total = self.weigh(losses, mask, weight)
-        if self.training:
+        if self.training and torch.is_grad_enabled():
             _watch_classes(weigher, target)
         return total
 
@@ -202,7 +216,7 @@ class AttentionalLoss(nn.Module):
         kept = self.class_weight
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         if kept is not None and self.class_weight is not None:
-            self.class_weight = kept.to(self.class_weight.device)  # in its own dtype
+            self.class_weight = moved(kept, self.class_weight.device)  # in its own dtype
         return self
 
     def weigh(
@@ -264,7 +278,7 @@ class AttentionalLoss(nn.Module):
             with criterion.accumulate(model.parameters()):
                 criterion(model(x), y).backward()
         """
-        kept = _rule_checks.tensors("params", params)
+        kept = dict.fromkeys(_rule_checks.tensors("params", params))  # tied ones once
         return self.weigher.accumulate(
             lambda: [p.grad for p in kept if p.grad is not None], divisor, overlap
         )
@@ -274,7 +288,8 @@ class AttentionalLoss(nn.Module):
         self.weigher.finalize_grads_()
 
     def discard(self) -> None:
-        """As `ABSGD.discard`."""
+        """Drops micro-batches that cannot be made a step. What they left in ``.grad`` is the
+        optimizer's ``zero_grad()`` to clear."""
         self.weigher.discard()
 
     def extra_repr(self) -> str:
@@ -283,6 +298,7 @@ class AttentionalLoss(nn.Module):
 
 def counted(criterion: Any, target: Any) -> Tensor | None:
     """True where an element of ``target`` counts; None if all do, or nobody can tell."""
+    criterion = getattr(criterion, "_orig_mod", criterion)  # of torch.compile
     own = getattr(criterion, "counted", None)  # this package's losses have it
     if own is not None:
         mask: Tensor | None = own(target)
@@ -311,7 +327,7 @@ def gathered(class_weight: Tensor, target: Tensor, losses: Tensor, mask: Tensor 
 
 
 def _watch_classes(weigher: Weigher, target: Any) -> None:
-    if not weigher.state.is_negative or torch.compiler.is_compiling():
+    if not weigher.state.is_negative or weigher.is_frozen or torch.compiler.is_compiling():
         return
     weights = weigher.weights
     if (

@@ -16,7 +16,8 @@ class PerSampleLinearCrossEntropy(ClassValues):
     target)`` by torch's chunked ``F.linear_cross_entropy``, which never holds all N·C logits::
 
         criterion = PerSampleLinearCrossEntropy()
-        loss = opt.weigh(criterion(features, head.weight, target, head.bias))
+        losses = criterion(features, head.weight, target, head.bias)
+        loss = opt.weigh(losses, mask=criterion.counted(target))
 
     What torch excepts there is excepted here: it is differentiated once, by ``backward()`` and not
     by ``torch.func``, ``torch.compile`` leaves it to eager, and there is no label smoothing. It
@@ -24,7 +25,7 @@ class PerSampleLinearCrossEntropy(ClassValues):
 
     Args:
         weight: (C) class weights ≥ 0.
-        ignore_index: target of samples whose loss is 0 and which do not count.
+        ignore_index: target of samples whose loss is 0; ``counted(target)`` masks them.
 
     Raises:
         TypeError, ValueError: an argument is not what is said above.

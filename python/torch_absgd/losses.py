@@ -139,7 +139,8 @@ class PerSampleCrossEntropy(PerSampleLoss):
 
     Args:
         weight: (C) class weights ≥ 0. A weight of 0 is not a mask: the element counts.
-        ignore_index: target of elements whose loss is 0 and which do not count; class indices only.
+        ignore_index: target of elements whose loss is 0, class indices only. They do not count in
+            `AttentionalLoss`; for `ABSGD.weigh`, mask them with ``counted(target)``.
         label_smoothing: in [0, 1].
         per: "element", or "sample": for logits (N, C, d1, …) the mean over those elements of each
             of N that are not ignored, so that attention is on images or sequences, and not on

@@ -35,7 +35,7 @@ class ABSGD(SharedGroups):
     All arguments of `torch.optim.SGD` mean what they mean there; a tensor ``lr`` may live on any
     device and be changed in place. The step runs in one fused kernel for dense float32, float64,
     float16, bfloat16 and complex parameters; ``foreach=True|False``, ``fused=False``,
-    ``differentiable=True`` and sparse gradients take torch's own implementation.
+    ``differentiable=True``, a tensor ``weight_decay`` and sparse gradients take torch's own.
 
     Args:
         lam: temperature λ, a number ≠ 0 or a 0-dim tensor. ``math.inf`` (default): all weights are
@@ -49,9 +49,9 @@ class ABSGD(SharedGroups):
         alpha: α > 0, a factor on each batch's mean of exp(L/λ) (the released ``abalpha``).
         max_weight: a cap c ≥ 1 on the weights, not renormalised: min(κp, c). None: no cap.
         keep_loss: multiply the weights by κ = min(1, Σ|L| / Σ p|L|), so that the gradient keeps
-            the scale that the learning rate was chosen for, and the scalar reads as the plain mean
-            loss. With either guard, or under a rule, s stays below 1/γ times the batch's own mean:
-            one outlier does not silence the batches after it.
+            the scale that the learning rate was chosen for; where κ < 1, and losses are ≥ 0, the
+            scalar reads as the plain mean loss. With either guard, or under a rule, s stays below
+            1/γ times the batch's own mean: one outlier does not silence the batches after it.
         momentum_form: ``"torch"``: v ← βv + (1−dampening)g, w ← w − ηv. ``"polyak"``: the paper's
             Equation 2, w_{t+1} = w_t − ηg + β(w_t − w_{t−1}). The same sequence while η and β are
             constant.
@@ -261,8 +261,8 @@ class ABSGD(SharedGroups):
         self.weigher.finalize_grads_()
 
     def discard(self) -> None:
-        """Drops micro-batches that cannot be made a step (a NaN, an interrupted window), and their
-        gradients: ``log_s`` and the parameters stay as they were."""
+        """Drops micro-batches that cannot be made a step (a NaN, an interrupted window), and the
+        gradients of this optimizer's parameters: ``log_s`` and the parameters stay as they were."""
         self.weigher.discard()
         super().zero_grad()
 

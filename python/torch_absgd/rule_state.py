@@ -60,6 +60,7 @@ class RuleState:
         self.rule: LamRule | None = None  # lam_rule, and λ's sign, known without asking a device
         self.is_negative = False
         self.has_history = False  # log_s has taken in a batch since λ was last set
+        self.was_changed = False  # by the last `load`
         self.version = 0  # of the objects that `entries` gives
         self.set_lam(lam)
         self.log_s_lam.copy_(self.lam)
@@ -141,6 +142,8 @@ class RuleState:
             TypeError, ValueError: an entry is not what `ABSGD` documents; nothing is changed then.
         """
         loaded = checked_entries(entries)
+        tensors = {name: value for name, value in loaded.items() if name in TENSORS}
+        self.was_changed = not all(same(getattr(self, name), v) for name, v in tensors.items())
         for name, value in loaded.items():
             if name in CONSTANTS:
                 setattr(self, name, value)
@@ -156,10 +159,23 @@ class RuleState:
         """A state that is ``entries``: of an optimizer that was unpickled or copied."""
         state = cls(math.inf, None, None, 1.0, None, False)
         state.load(entries)
+        state.was_changed = False
         for name in TENSORS:
             if isinstance(entries.get(name), Tensor):
                 setattr(state, name, getattr(state, name).to(entries[name].device))
         return state
+
+
+def same(a: object, b: object) -> bool:
+    """Equality in which NaN, an unset log_s, equals itself."""
+    if isinstance(a, Tensor) or isinstance(b, Tensor):
+        try:
+            x, y = (torch.as_tensor(v).double().cpu().nan_to_num(-1.5) for v in (a, b))
+        except (TypeError, ValueError, RuntimeError):
+            return False
+        return torch.equal(x.reshape(-1), y.reshape(-1))
+    both_nan = all(isinstance(x, float) and math.isnan(x) for x in (a, b))
+    return a == b or both_nan
 
 
 def described(state: RuleState) -> str:
@@ -198,6 +214,8 @@ def checked_entries(entries: Mapping[str, Any]) -> dict[str, Any]:
         ).view(2, -1)
         loaded["reports"] = padded_reports(rows)
     rule = loaded.get("lam_rule")
+    if rule is not None:
+        LamRule.from_tensor(rule)
     if rule is not None and bool(rule.any()) and "lam" in loaded and bool(loaded["lam"].isnan()):
         loaded["lam"] = torch.full_like(loaded["lam"], math.copysign(math.inf, rule[2].item()))
     if "lam" in loaded:

@@ -6,20 +6,18 @@ and loaded."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping
 from operator import is_
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
 from torch.optim import SGD
 from torch.optim.optimizer import ParamsT
 
 from . import _checks, _rule_checks
 from .collective import Collective, ProcessGroup
 from .fused_step import MOMENTUM_KEYS, FusedStep
-from .rule_state import CONSTANTS, TENSORS, RuleState, checked_entries, described
+from .rule_state import CONSTANTS, TENSORS, RuleState, checked_entries, described, same
 from .weigher import Weigher
 
 OPTIMIZER_WIDE = (*TENSORS, *CONSTANTS, "momentum_form")
@@ -86,18 +84,6 @@ def listed(groups: Groups) -> str:
         names = sorted(group.keys() - {"params", "keep_loss", "max_weight", *TENSORS})
         lines += [f"    {name}: {group[name]}" for name in names]
     return "\n".join([*lines, ""])
-
-
-def same(a: object, b: object) -> bool:
-    """Equality in which NaN, an unset log_s, equals itself."""
-    if isinstance(a, Tensor) or isinstance(b, Tensor):
-        try:
-            x, y = (torch.as_tensor(v).double().cpu().nan_to_num(-1.5) for v in (a, b))
-        except (TypeError, ValueError, RuntimeError):
-            return False
-        return torch.equal(x.reshape(-1), y.reshape(-1))
-    both_nan = all(isinstance(x, float) and math.isnan(x) for x in (a, b))
-    return a == b or both_nan
 
 
 def agreed(groups: Groups, known: Mapping[str, Any]) -> dict[str, Any]:
@@ -241,6 +227,8 @@ class SharedGroups(SGD):
             self.weigher.forget()
         else:
             loaded = loadable(state, self.defaults, self.momentum_form)
+            for group in state["param_groups"]:  # torch's SGD would take its own step for it
+                group.setdefault("fused", self.defaults["fused"])
             super().__setstate__(state)  # type: ignore[no-untyped-call]
             self.weigher.state.load(loaded)
             self.weigher.forget()

@@ -125,7 +125,8 @@ class PerSampleBCE(PerSampleSigmoidLoss):
         pos_weight: (C) or (1), factors ≥ 0 of the positives' term, as torch's.
         label_smoothing: ε in [0, 1]; the target becomes (1−ε)·target + ε/2.
         ignore_index: target of labels that are not known, an integer other than 0 and 1, such as
-            −1; their loss is 0 and they do not count. None: all are known.
+            −1; their loss is 0, and they do not count in `AttentionalLoss`, or in `ABSGD.weigh`
+            with ``mask=criterion.counted(target)``. None: all are known.
         per: "sample", a loss for each of N, the mean over its known labels: attention is on
             samples; one without any known label does not count. "element", a loss for each label:
             attention is on labels.

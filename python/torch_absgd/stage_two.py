@@ -100,5 +100,6 @@ def _train_the_rest(model: nn.Module, mode: bool = True) -> nn.Module:
     """Stands in for ``model.train``: by their names, for the modules may have been replaced since
     by others that know nothing of it."""
     type(model).train(model, mode)
-    _keep_in_eval(model.get_submodule(name) for name in model.__dict__[_STATISTICS])
+    present = dict(model.named_modules(remove_duplicate=False))
+    _keep_in_eval(present[name] for name in model.__dict__[_STATISTICS] if name in present)
     return model

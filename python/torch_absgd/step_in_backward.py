@@ -112,7 +112,7 @@ def step_in_backward(opt: ABSGD) -> StepInBackward:
     parameter in memory at a time. ``opt.step()`` finds no gradients and changes nothing, so a loop
     may go on calling it (torch's schedulers warn if it does not); likewise ``zero_grad()``.
     Learning-rate schedulers, parameter groups, λ and `restart` work as ever. Each ``backward()`` is
-    a step. Groups added afterwards are left to ``opt.step()``.
+    a step. Groups added afterwards, and parameters unfrozen, are left to ``opt.step()``.
 
     What looks at all gradients together cannot go with it. Accumulation, GradScaler, DDP and FSDP
     raise. ``clip_grad_norm_`` finds no gradients, and returns 0: it clips nothing. A batch with a

@@ -28,7 +28,7 @@ def torch_step(
         return
     key = MOMENTUM_KEYS[group["momentum_form"]]
     for i, p in enumerate(group["params"]):
-        momentum = opt.state[p].get(key)
+        momentum = opt.state.get(p, {}).get(key)
         if momentum is not None and momentum.shape != p.shape:
             raise RuntimeError(
                 f"momenta[{i}] must have the shape of params[{i}], {tuple(p.shape)}, got "

@@ -137,8 +137,11 @@ class Weigher:
         pass again within the backward pass: log_s has taken the batch in already."""
         rows = self.rows
         if rows is not None and rows.shape[1:] == losses.shape:
-            with self.state.restored():  # so small a γ leaves log_s as it is
-                again = self._weigh_with(losses, mask, weight, None, 1, gamma=1e-300)[0]
+            with self.state.restored():
+                if self.is_frozen:  # the state is that of before the batch
+                    self._follow_lam(losses, mask, weight)
+                gamma = None if self.is_frozen else 1e-300  # so small that log_s stays as it is
+                again = self._weigh_with(losses, mask, weight, None, 1, gamma)[0]
             # Another batch than the last one is noticed where no device has to be waited for.
             if losses.device.type != "cpu" or self.ranks.world_size() > 1 or _alike(again, rows[0]):
                 return rows
@@ -171,10 +174,11 @@ class Weigher:
 
     def change(self, entries: dict[str, Any]) -> None:
         """Assigns λ and constants by name."""
-        checked_entries(entries)
+        rest = {k: v for k, v in entries.items() if k not in ("lam", "log_s_lam")}
+        checked_entries(rest)
         if "lam" in entries:
             self.set_lam(entries["lam"])
-        self.state.load({k: v for k, v in entries.items() if k not in ("lam", "log_s_lam")})
+        self.state.load(rest)
 
     @property
     def weights(self) -> Tensor | None:
@@ -196,9 +200,10 @@ class Weigher:
             self.is_frozen = was
 
     def forget(self) -> None:
-        """A state was loaded: drops what is remembered of before. A state that has seen no batch is
-        none to go on from: accelerate loads a new optimizer's own into it."""
-        self.was_loaded = not bool(self.state.reports[0, 0].isnan())
+        """A state was loaded: drops what is remembered of before. One that has seen no batch and
+        changes nothing is none to go on from: accelerate loads a new optimizer's own into it."""
+        has_batch = not bool(self.state.reports[0, 0].isnan())
+        self.was_loaded = has_batch or self.state.was_changed
         self.rows = self._weights = self.accumulation = None
         self.watch.begin()
 
@@ -223,12 +228,14 @@ class Weigher:
             yield
         finally:
             accumulation.is_open = False
+            if accumulation.memory is None and self.accumulation is accumulation:
+                self.accumulation = None
 
     @torch.no_grad()
     def finalize_grads_(self) -> None:
         if self.accumulation is not None:
-            accumulation, self.accumulation = self.accumulation, None
-            accumulation.settle()
+            self.accumulation.settle()
+            self.discard()
             self.watch.look(self.state)
 
     def on_zero_grad(self) -> None:
@@ -277,11 +284,9 @@ def plain_mean(losses: Tensor, mask: Tensor | None, weight: Tensor | None) -> Te
     return losses.masked_fill(~mask, 0).sum() / mask.sum().clamp(min=1)
 
 
-def base_measure(weight: Tensor | None, losses: Tensor) -> Tensor | None:
-    """The weights w_i as the operators take them: detached, in the losses' arithmetic type."""
-    if weight is None:
-        return None
-    return weight.detach().to(torch.float64 if losses.dtype is torch.float64 else torch.float32)
+def base_measure(weight: Tensor | None, like: Tensor) -> Tensor | None:
+    """The weights w_i as the operators take them: detached, in the arithmetic type of ``like``."""
+    return None if weight is None else weight.detach().to(_ops.arithmetic_type(like.dtype))
 
 
 def is_recomputing() -> bool:

@@ -23,7 +23,7 @@ from ._ops import arithmetic_type
 from ._rule_checks import check_mask_and_weight
 from .losses import PerSampleLoss
 from .sigmoid_losses import PerSampleSigmoidLoss
-from .weigher import Weigher, is_checkpointing
+from .weigher import Weigher, base_measure, is_checkpointing
 
 AT_ONCE = 2**20  # logits on a CPU; of more, what has left the cache costs more than is saved
 
@@ -156,7 +156,7 @@ def weigh_at_once(
     shape = criterion.losses_shape(input)
     check_mask_and_weight(shape, input.device, mask, weight)
     dtype = arithmetic_type(input.dtype)
-    base = None if weight is None else weight.detach().to(dtype)
+    base = base_measure(weight, input)
     arguments: tuple[Any, ...]
     if isinstance(criterion, PerSampleLoss):
         operator = torch.ops.absgd.weighted_softmax_loss.default

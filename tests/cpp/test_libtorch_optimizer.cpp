@@ -190,6 +190,29 @@ TEST(LibtorchABSGD, ARestartForgetsMomentumIfAskedTo) {
     EXPECT_EQ(w.item<double>(), -3.5);
 }
 
+TEST(LibtorchABSGD, AGroupWithoutParametersIsNoneToStep) {
+    const auto w = torch::ones({2}).requires_grad_();
+    std::vector<torch::optim::OptimizerParamGroup> groups;
+    groups.emplace_back(std::vector<torch::Tensor>{});
+    groups.emplace_back(std::vector<torch::Tensor>{w});
+    absgd::ABSGD opt(groups, absgd::ABSGDOptions(0.5));
+    w.mutable_grad() = torch::ones({2});
+    opt.step();
+    EXPECT_EQ(w[0].item<double>(), 0.5);
+}
+
+TEST(LibtorchABSGD, MomentumOfTheOtherFormIsNotLoaded) {
+    std::stringstream saved;
+    const auto w = torch::ones({2}).requires_grad_();
+    absgd::ABSGD opt({w}, absgd::ABSGDOptions(0.5).momentum(0.9).polyak(true));
+    w.mutable_grad() = torch::ones({2});
+    opt.step();
+    torch::save(opt, saved);
+    absgd::ABSGD other({w}, absgd::ABSGDOptions(0.5).momentum(0.9));
+    EXPECT_THROW(torch::load(other, saved), c10::Error);
+    EXPECT_TRUE(other.state().empty());
+}
+
 struct BiLstmImpl : torch::nn::Module {
     BiLstmImpl()
         : lstm(register_module(

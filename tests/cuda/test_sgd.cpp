@@ -135,6 +135,18 @@ TEST_P(CudaStep, AnOverflowLeavesEveryBit) {
     }
 }
 
+TEST_P(CudaStep, WithoutAMomentumFactorABufferIsLeftAlone) {
+    for (bool fresh : {false, true}) { /* fresh: NaN, which would show */
+        Tensors tensors(GetParam(), {1, 100, 5000}, true, fresh, 0);
+        const absgd_sgd_options o = options_of(0, 0.5, 0, 0, 0);
+        ASSERT_EQ(absgd_sgd_step_cuda(GetParam(), tensors.on_device.data(), 3, &o, nullptr, nullptr,
+                                      nullptr, nullptr),
+                  ABSGD_OK);
+        tensors.step_on_cpu(o);
+        tensors.expect_same();
+    }
+}
+
 TEST(CudaStepArguments, AreChecked) {
     const Tensors tensors(ABSGD_FLOAT32, {4}, false, false, 0);
     const auto step = [&](const absgd_sgd_options &o, int64_t n) {

@@ -1,5 +1,5 @@
-/* The sigmoid losses of absgd_sigmoid_loss_cuda.h against those of absgd.h. */
-#include "absgd_sigmoid_loss_cuda.h"
+/* The sigmoid losses of absgd_cuda.h against those of absgd.h. */
+#include "absgd_cuda.h"
 #include "device_array.h"
 
 #include <array>
@@ -140,6 +140,21 @@ TEST_P(CudaSigmoidLoss, ATargetOutOfRangeGivesNan) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Dtypes, CudaSigmoidLoss, testing::ValuesIn(DTYPES));
+
+TEST(CudaSigmoidLossTargets, ATargetThatARoundingPutOutsideIsAsOneInside) {
+    for (double gamma : {0.0, 0.5, 1.5, 2.0}) {
+        Problem p = problems(ABSGD_FLOAT32, 6, 1, 1)[3];
+        p.focal_gamma = gamma;
+        p.logits = {17.0, 12.0, 30.0, -17.0, -12.0, -30.0};
+        p.target = {1 + 1.2e-7, 1 + 9e-6, 1 + 1.2e-7, -1e-9, -9e-6, -1e-9};
+        for (const Result &got : {on_cpu(p), on_device(p)}) {
+            for (size_t i = 0; i < 6; i++) {
+                EXPECT_LT(std::abs(got.loss[i]), 1e-3) << "gamma " << gamma << ", " << i;
+                EXPECT_LT(std::abs(got.grad[i]), 1e-3) << "gamma " << gamma << ", " << i;
+            }
+        }
+    }
+}
 
 TEST(CudaSigmoidLossArguments, AreChecked) {
     const DeviceArray<float> x(std::vector<float>(3));

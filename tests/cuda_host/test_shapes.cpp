@@ -85,7 +85,7 @@ TEST(Shapes, Step) {
         step_call<float, 8> call = {};
         call.constants = step_of<float>::prepare(&options);
         int64_t next = 0;
-        fill(call, tensors, 1, &next);
+        fill(call, tensors, 1, true, &next);
         ASSERT_EQ(launch(step_kernel<float, 8>, {call.first_block[1], threads}, nullptr, call),
                   ABSGD_OK);
         std::vector<double> got = as_doubles(w);
