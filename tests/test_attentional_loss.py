@@ -186,7 +186,7 @@ def test_lam_and_log_s_are_copies() -> None:
 
 
 BAD = [
-    ({"class_weight": [1.0]}, TypeError, "class_weight must be a floating-point tensor"),
+    ({"class_weight": [1.0]}, TypeError, "class_weight must be a tensor of class weights"),
     ({"class_weight": torch.ones(2, 2)}, ValueError, r"class_weight must have shape \(C\)"),
     (
         {"class_weight": torch.tensor([1.0, -1.0])},

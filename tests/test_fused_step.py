@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import copy
 import gc
-import pickle
 import subprocess
 import sys
 import weakref
@@ -282,13 +280,6 @@ def test_momentum_is_made_when_the_step_was_taken(form: str) -> None:
     assert takes(group, state) and fused.step(group, state, None, None)
     assert [*state[p]] == [MOMENTUM_KEYS[form]]
     assert p._version > version
-
-
-def test_copies_are_new_ones() -> None:
-    fused = FusedStep()
-    fused._was_refused = True
-    for copied in (copy.deepcopy(fused), pickle.loads(pickle.dumps(fused))):
-        assert type(copied) is FusedStep and not copied._was_refused
 
 
 def test_a_tensor_lr_on_the_cpu_is_handed_over_by_value(monkeypatch: pytest.MonkeyPatch) -> None:

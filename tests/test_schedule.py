@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import io
 import math
+import warnings
 
 import numpy as np
 import pytest
@@ -362,3 +363,19 @@ def test_a_schedule_of_a_target_that_was_saved_at_a_restart_begins_nothing_anew(
     again = LamScheduler(second[2], {0: 5.0, 1: 1.0})
     again.load_state_dict(schedule.state_dict())
     assert float(second[2].lam) == float(first[2].lam) == 1.0
+
+
+def test_a_schedule_that_was_not_loaded_beside_its_target_warns():
+    first = build("optimizer")
+    first[3](torch.ones(3, 5), torch.arange(3)).backward()
+    second = build("optimizer")
+    second[2].load_state_dict(copy.deepcopy(first[2].state_dict()))
+    schedule = LamScheduler(second[2], {4: 1.0})
+    with pytest.warns(UserWarning, match=r"load schedule.state_dict\(\) too"):
+        schedule.step()
+    again = LamScheduler(second[2], {4: 1.0})
+    again.load_state_dict({"last_epoch": 0, "ramp_start": math.inf})
+    for silent in (again, schedule):  # loaded; has said so
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            silent.step()

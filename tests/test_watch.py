@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 import torch_absgd as ta
-from torch_absgd.watch import LOOK
+from torch_absgd.watch import LOOK, MISSED
 
 
 def make(lam: object, **rule: object) -> ta.ABSGD:
@@ -104,3 +104,23 @@ def test_says_that_a_radius_cannot_be_reached() -> None:
     (message,) = weigh(opt, SKEWED, 30)
     assert "KLRadius" in message and "32" in message
     assert weigh(make(ta.KLRadius(1.0)), SKEWED, 5) == []
+
+
+def steps(opt: ta.ABSGD, n: int) -> list[str]:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for _ in range(n):
+            opt.param_groups[0]["params"][0].grad = torch.ones(1)
+            opt.step()
+    return [str(w.message) for w in caught]
+
+
+@pytest.mark.parametrize("lam", [1.0, -1.0, ta.EffectiveSampleSize(0.8)])
+def test_says_that_nobody_weighs(lam: object) -> None:
+    opt = make(lam)
+    assert steps(opt, MISSED - 1) == []
+    (message,) = steps(opt, 5)
+    assert "no batch was weighed" in message
+    opt = make(lam)
+    opt.weigh(SKEWED)
+    assert steps(opt, 2 * MISSED) == [] == steps(make(math.inf), 2 * MISSED)

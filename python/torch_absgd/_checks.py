@@ -200,7 +200,7 @@ def check_class_weight_buffer(criterion: object, name: object) -> str:
     return found[0]
 
 
-def check_class_weight(name: str, weight: object, shape: tuple[int, ...] | None) -> Tensor:
+def check_class_weight(name: str, weight: object, shape: tuple[int, ...] | None = None) -> Tensor:
     """Raises unless ``weight`` is a floating tensor of class weights, finite and ≥ 0, of ``shape``
     where one is given."""
     if not isinstance(weight, Tensor):

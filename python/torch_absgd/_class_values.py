@@ -72,16 +72,8 @@ def positive_counts(class_counts: Counts, empty_count: float | None = None) -> T
 
 
 def check_class_weight(name: str, weight: object) -> None:
-    if weight is None:
-        return
-    if not isinstance(weight, Tensor):
-        raise TypeError(f"{name} must be a tensor of class weights or None, got {type(weight)}")
-    if not weight.is_floating_point():
-        raise TypeError(f"{name} must be floating point, got {weight.dtype}")
-    if weight.dim() != 1 or weight.numel() == 0:
-        raise ValueError(f"{name} must have shape (C) with C ≥ 1, got {tuple(weight.shape)}")
-    if not weight.is_meta and not bool((weight.isfinite() & (weight >= 0)).all()):
-        raise ValueError(f"{name} must be finite and ≥ 0, got {weight.tolist()}")
+    if weight is not None:
+        _checks.check_class_weight(name, weight)
 
 
 def check_label_smoothing(value: object) -> None:

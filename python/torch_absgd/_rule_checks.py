@@ -143,22 +143,6 @@ def check_criterion(criterion: object) -> None:
         )
 
 
-def check_base_weight(class_weight: object) -> None:
-    if class_weight is None:
-        return
-    if not isinstance(class_weight, Tensor) or not class_weight.is_floating_point():
-        raise TypeError(
-            "class_weight must be a floating-point tensor of shape (C), got "
-            f"{_type_of(class_weight)}"
-        )
-    if class_weight.dim() != 1 or class_weight.numel() == 0:
-        raise ValueError(
-            f"class_weight must have shape (C) with C ≥ 1, got {tuple(class_weight.shape)}"
-        )
-    if not class_weight.is_meta:
-        _check_nonnegative("class_weight", class_weight)
-
-
 def check_class_target(
     class_weight: Tensor, target: object, losses: Tensor, mask: Tensor | None
 ) -> None:

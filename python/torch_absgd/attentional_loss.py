@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from . import _rule_checks
-from ._class_values import moved
+from ._class_values import check_class_weight, moved
 from .collective import Collective, ProcessGroup
 from .lam_rules import LamRule
 from .optimizer import ABSGD
@@ -138,7 +138,7 @@ class AttentionalLoss(nn.Module):
         process_group: ProcessGroup | Literal["local"] | None = None,
     ) -> None:
         _rule_checks.check_criterion(criterion)
-        _rule_checks.check_base_weight(class_weight)
+        check_class_weight("class_weight", class_weight)
         rule: dict[str, Any] = {
             "lam": lam,
             "gamma": gamma,

@@ -31,15 +31,12 @@ State = MutableMapping[Tensor, dict[str, Any]]
 
 
 class FusedStep:
-    """Takes the steps of one parameter group. A copy, or one from a pickle, is a new one."""
+    """Takes the steps of one parameter group."""
 
     def __init__(self) -> None:
         self._was_refused = False  # at the last step; then the closer look comes first
         self._record: _Record | None = None
         self._last: list[int] = []  # whose step it was
-
-    def __reduce__(self) -> tuple[type[FusedStep], tuple[()]]:
-        return FusedStep, ()
 
     def step(
         self, group: Group, state: State, grad_scale: Tensor | None, found_inf: Tensor | None

@@ -222,7 +222,7 @@ class ABSGD(SharedGroups):
         self, divisor: float = 1, overlap: bool = False, params: Iterable[Tensor] = ()
     ) -> AbstractContextManager[None]:
         """Marks micro-batches that together make one step: k of them give, exactly, the step of
-        the k times larger batch::
+        the k times larger batch (where a rule finds λ, at the λ of the first of them)::
 
             for x, y in micro_batches:
                 with opt.accumulate():
@@ -307,7 +307,9 @@ class ABSGD(SharedGroups):
         self.weigher.finalize_grads_()
         if torch.compiler.is_compiling():
             compiled_step.check_gradients(self.param_groups)
-        grad_scale, found_inf = self._from_scaler()
+        elif self.weigher.rows is None:
+            self.weigher.watch.miss(self.weigher.state)
+        grad_scale, found_inf = (getattr(self, n, None) for n in ("grad_scale", "found_inf"))
         while len(self._fused) < len(self.param_groups):
             self._fused.append(FusedStep())
         while len(self._fused) > len(self.param_groups):  # a group was removed
@@ -342,6 +344,3 @@ class ABSGD(SharedGroups):
     @_step_supports_amp_scaling.setter
     def _step_supports_amp_scaling(self, value: bool) -> None:
         pass  # torch.optim.SGD sets it where fused=True
-
-    def _from_scaler(self) -> tuple[Tensor | None, Tensor | None]:
-        return getattr(self, "grad_scale", None), getattr(self, "found_inf", None)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import warnings
 from collections.abc import Mapping
 from typing import Any, Protocol, cast
 
@@ -117,10 +118,21 @@ class LamScheduler:
         self.over = _checks.check_integer("over", over, least=0)
         self.last_epoch = 0
         self.ramp_start: float | LamRule = math.inf  # λ where the last ramp began
-        self._enter(0, goes_on=getattr(self.target, "has_loaded_state", False))
+        self._was_loaded = False
+        self._enter(0, goes_on=self._target_was_loaded)
+
+    @property
+    def _target_was_loaded(self) -> bool:
+        return getattr(self.target, "has_loaded_state", False)
 
     def step(self) -> None:
         """Begins the next epoch."""
+        if self.last_epoch == 0 and not self._was_loaded and self._target_was_loaded:
+            warnings.warn(
+                "the target goes on from a loaded state, and its schedule from epoch 0: load "
+                "schedule.state_dict() too, or the milestones come late",
+                stacklevel=2,
+            )
         self._enter(self.last_epoch + 1)
         self.last_epoch += 1
 
@@ -166,7 +178,7 @@ class LamScheduler:
             initial_lam = state_dict["initial_lam"]
             begun = [lam for e, lam in self.milestones.items() if e <= last_epoch]
             start = _loaded_lam([initial_lam, initial_lam, *begun][-2])
-        self.last_epoch, self.ramp_start = last_epoch, start
+        self.last_epoch, self.ramp_start, self._was_loaded = last_epoch, start, True
 
 
 def _loaded_lam(saved: Any) -> float | LamRule:

@@ -23,6 +23,7 @@ from .rule_state import RuleState
 from .stats import Report
 
 LOOK = 50  # batches that are added up
+MISSED = 10  # steps without a batch that was weighed
 # Least share of a batch that may be effective: for λ > 0, for λ > 0 with a kept loss, for λ < 0.
 SELECTIVE, SELECTIVE_KEPT, SELECTIVE_NEGATIVE = 0.6, 0.3, 0.5
 # For λ > 0, the mean loss: least in units of λ, and least of the later batches over the first ones.
@@ -41,7 +42,7 @@ class Watch:
 
     def begin(self) -> None:
         """λ was set: the next batches are looked at."""
-        self.batches = 0
+        self.batches = self.missed = 0
         self.halves: Tensor | None = None  # [2, …]: their reports, of each half added up
         self.host: Tensor | None = None  # these, λ, and the λ that would be safe, on their way
         self.arrived: torch.cuda.Event | None = None
@@ -102,6 +103,19 @@ class Watch:
             f"lam=EffectiveSampleSize({SAFE:g}{noisy}){larger}{remedy}",
             stacklevel=_outside(),
         )
+
+    def miss(self, state: RuleState) -> None:
+        """A step was taken, and no batch has been weighed yet: says once that this is SGD."""
+        self.missed += 1
+        if self.missed != MISSED or _must_not_look(state.reports):
+            return
+        if state.rule is not None or math.isfinite(float(state.lam)):
+            warnings.warn(
+                f"{MISSED} steps were taken and no batch was weighed: this is plain SGD, whatever "
+                "lam says. Call loss = opt.weigh(losses) on the per-sample losses "
+                '(reduction="none"), or let AttentionalLoss(criterion, optimizer=opt) do it',
+                stacklevel=_outside(),
+            )
 
     def look_at_classes(self, state: RuleState, weights: Tensor, target: Tensor) -> None:
         """Where λ < 0 gives up samples as wrongly labelled: whether it gives up a class.

@@ -1,4 +1,4 @@
-"""RESULTS.md and its picture, from the JSON files in results/ and the words in results/words.md.
+"""RESULTS.md and its picture, from the JSON files in results/ and the words in RESULTS.md.in there.
 
     cd recipes; python -m studies.evidence [--harvest …]
 
@@ -323,7 +323,7 @@ PARTS: dict[str, Callable[[], str]] = {
 
 
 def render() -> str:
-    words = (RESULTS / "words.md").read_text()
+    words = (RESULTS / "RESULTS.md.in").read_text()
     return re.sub(r"\{\{(.+?)\}\}", lambda m: PARTS[m[1]](), words)
 
 

@@ -16,8 +16,7 @@ ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 FOLDERS = ("", "docs", "recipes", "recipes/studies", "recipes/studies/results", "cuda", "tests")
-PAGES = [page for folder in (*FOLDERS, "tests/bench") for page in (ROOT / folder).glob("*.md")]
-PAGES = sorted(page for page in PAGES if page.name != "words.md")  # of which RESULTS.md is made
+PAGES = sorted(p for folder in (*FOLDERS, "tests/bench") for p in (ROOT / folder).glob("*.md"))
 
 
 def run(*command: str | Path, **variables: str) -> str:

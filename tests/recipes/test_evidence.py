@@ -16,7 +16,7 @@ def test_results_are_what_the_records_give():
 
 
 def test_every_part_is_used_once():
-    words = (evidence.RESULTS / "words.md").read_text()
+    words = (evidence.RESULTS / "RESULTS.md.in").read_text()
     for name in evidence.PARTS:
         assert words.count("{{" + name + "}}") == 1, name
 
