@@ -4,6 +4,7 @@
 #ifndef ABSGD_REGISTER_STEP_H
 #define ABSGD_REGISTER_STEP_H
 
+#include "checks.h"
 #include "register.h"
 
 #include <algorithm>
@@ -201,12 +202,11 @@ struct TensorFacts {
  * one thread, and read by none but it. */
 class StepMemory {
   public:
-    void add(const void *data, const TensorFacts &facts, bool is_written) {
+    void add(const void *data, const TensorFacts &facts, int64_t size, bool is_written) {
         if (facts.numel == 0) return;
         STD_TORCH_CHECK(!is_written || !facts.overlaps_itself(),
                         "params and momenta must not share memory with themselves");
         const char *begin = static_cast<const char *>(data);
-        const size_t size = aoti_torch_dtype_element_size(facts.dtype);
         (is_written ? written_ : read_).emplace_back(begin, begin + facts.reach() * size);
     }
 
@@ -256,17 +256,19 @@ class StepTensors {
             STD_TORCH_CHECK(w.same_place(first), "params[", i,
                             "] must be on the device of params[0]");
             check_alike(g, w, i, "grads");
+            const absgd_dtype dtype = dtype_of(w, i);
+            const int64_t size = absgd_size_of(dtype);
             bool as_is = w.is_dense() && g.same_layout(w);
             void *velocity = nullptr;
             if (momenta.size() != 0) {
                 const TensorFacts v(momenta[i]);
                 check_alike(v, w, i, "momenta");
                 as_is = as_is && v.same_layout(w);
-                velocity = memory(momenta[i], v, as_is, true);
+                velocity = memory(momenta[i], v, size, as_is, true);
             }
-            void *param = memory(params[i], w, as_is, true);
-            void *grad = memory(a.grads[i], g, as_is, false);
-            of[dtype_of(w, i)].push_back({param, grad, velocity, w.numel, a.fresh});
+            void *param = memory(params[i], w, size, as_is, true);
+            void *grad = memory(a.grads[i], g, size, as_is, false);
+            of[dtype].push_back({param, grad, velocity, w.numel, a.fresh});
         }
         memory_.check();
     }
@@ -291,12 +293,13 @@ class StepTensors {
                         "] must have the dtype, shape and device of params[", i, "]");
     }
 
-    void *memory(AtenTensorHandle t, const TensorFacts &facts, bool as_is, bool written) {
+    void *memory(AtenTensorHandle t, const TensorFacts &facts, int64_t size, bool as_is,
+                 bool written) {
         void *data = nullptr;
         TORCH_ERROR_CODE_CHECK(torch_get_mutable_data_ptr(t, &data));
-        memory_.add(data, facts, written);
+        memory_.add(data, facts, size, written);
         if (as_is || facts.is_contiguous) {
-            check_storage(t, facts);
+            check_storage(t, facts, size);
             return data;
         }
         AtenTensorHandle shared;
@@ -309,11 +312,10 @@ class StepTensors {
 
     /* A storage may be smaller than its tensors say: resize_() of a storage does not look at them.
      */
-    static void check_storage(AtenTensorHandle t, const TensorFacts &facts) {
+    static void check_storage(AtenTensorHandle t, const TensorFacts &facts, int64_t size) {
         int64_t bytes, offset;
         TORCH_ERROR_CODE_CHECK(aoti_torch_get_storage_size(t, &bytes));
         TORCH_ERROR_CODE_CHECK(aoti_torch_get_storage_offset(t, &offset));
-        const int64_t size = static_cast<int64_t>(aoti_torch_dtype_element_size(facts.dtype));
         STD_TORCH_CHECK(facts.numel == 0 || bytes / size - offset >= facts.numel, "a tensor of ",
                         facts.numel, " elements has a storage of ", bytes, " bytes");
     }
