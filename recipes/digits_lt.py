@@ -182,10 +182,11 @@ def measures(per_digit: Any) -> dict[str, np.ndarray]:
 
 
 def paired(differences: np.ndarray) -> str:
-    """Mean and half the 95 % interval, Student's, over seeds."""
-    mean, n = differences.mean(), len(differences)
-    half = student.isf(0.025, n - 1) * differences.std(ddof=1) / np.sqrt(n) if n > 1 else np.nan
-    return f"{mean:+.1f} ± {half:.1f}".replace("-", "−")
+    """Mean and half the 95 % interval, Student's, over seeds; of one seed there is no interval."""
+    said, n = f"{differences.mean():+.1f}", len(differences)
+    if n > 1:
+        said += f" ± {student.isf(0.025, n - 1) * differences.std(ddof=1) / np.sqrt(n):.1f}"
+    return said.replace("-", "−")
 
 
 def table(results: dict[str, Any]) -> str:
@@ -296,7 +297,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
 
     with tqdm(total=2 * len(EPOCHS) * len(args.seeds), desc="training") as bar:
         results = {task: compare(task, pool, test, args.seeds, bar) for task in EPOCHS}
-    print(f"\nTest accuracy (%), mean over {len(args.seeds)} seeds; differences seed by seed\n")
+    seeds = f"{len(args.seeds)} seed{'s' * (len(args.seeds) > 1)}"
+    print(f"\nTest accuracy (%), mean over {seeds}; differences seed by seed\n")
     print(table(results))
     (args.output_dir / "results.json").write_text(json.dumps(results, indent=1) + "\n")
     plot(results, args.output_dir / "digits_lt.png")

@@ -1,6 +1,6 @@
 """Computes the accuracies of a run again, from its checkpoint.
 
-    python recipes/evaluate.py runs/places-b/checkpoint.pt --data-dir places365_standard
+    python recipes/evaluate.py runs/places-b --data-dir places365_standard
 
 Prints a table of all classes, writes evaluation.json and, of up to 1,000 classes, confusion.png
 beside the checkpoint, and says whether the run's results.json holds the same numbers: if not, the
@@ -39,6 +39,8 @@ def restore(path: Path, words: Sequence[str]) -> Run:
         ValueError: the data are others than the run's.
     """
     state = checkpoint.load(path)
+    if not isinstance(state, dict) or "config" not in state:
+        raise ValueError(f"{path} holds no run, such as weights alone: name a run's checkpoint.pt")
     config = options.as_named_now(state["config"])
     said = ["--data", config["data"]] if "data" in config else []  # 0.1 said it of CIFAR alone
     args = train.parse([*said, "--output-dir", str(path.parent), *words])
@@ -122,11 +124,13 @@ def main(argv: Sequence[str] | None = None) -> list[str]:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )  # fmt: skip
-    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("checkpoint", type=Path, help="a run's folder, or its checkpoint.pt")
     parser.add_argument("--split", choices=("validation", "test", "train"),
                         help="default: the one that the run reports on")  # fmt: skip
     parser.add_argument("--output-dir", type=Path, help="default: the checkpoint's folder")
     args, words = parser.parse_known_args(argv)
+    if args.checkpoint.is_dir():
+        args.checkpoint /= "checkpoint.pt"
     if not args.checkpoint.is_file():
         parser.error(f"no such checkpoint: {args.checkpoint}")
     directory = args.output_dir or args.checkpoint.parent

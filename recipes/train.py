@@ -27,7 +27,7 @@ from torch.utils.data import DataLoader
 import models
 import presets
 from baselines import methods
-from baselines.methods import METHODS, Applied
+from baselines.methods import METHODS, Applied, Method
 from data import decode, noise
 from data.open import NAMES, look_at, make_splits, open_source
 from data.source import Source
@@ -38,9 +38,7 @@ from engine.run import Task
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = options.Parser(__doc__)
     # fmt: off
     parser.add_argument("--preset", metavar="NAME",
                         help="the paper's settings by name (recipes/presets.py lists them); "
@@ -88,8 +86,8 @@ def build_parser() -> argparse.ArgumentParser:
                      help="begin from nothing, from torchvision's ImageNet weights (fetched at "
                      "first use), or from a file with a state_dict; the last layer begins anew")
     net.add_argument("--hidden", type=positive, help="of the MLP (64), the LSTM each way (128)")
-    net.add_argument("--embedding", type=positive, default=128)
-    net.add_argument("--dropout", type=float, default=0.2)
+    net.add_argument("--embedding", type=positive, default=128, help="of the LSTM")
+    net.add_argument("--dropout", type=float, default=0.2, help="of the LSTM")
     # fmt: on
     options.add_training_options(parser)
     methods.add_options(parser)
@@ -109,11 +107,32 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     if method:
         parser.set_defaults(**METHODS[method].options)
     args = parser.parse_args(argv)
+    args.given = {name for name, v in vars(args).items() if v != parser.get_default(name)}
+    options.fill_in(args)
     options.check(parser, args)
     fault = next(faults(args), None)
     if fault:
         parser.error(fault)
     return args
+
+
+def idle(args: argparse.Namespace) -> list[str]:
+    """The options that were given and change nothing."""
+    own = METHODS[args.method].own if args.method else {}
+    is_idle = {
+        "pretrained": args.arch in ("mlp", "lstm"),
+        "online": args.arch != "lstm",
+        "lam": args.optimizer == "sgd" and "lam" not in own,
+        "tau": "tau" not in own,
+        "recover_a": "recover_a" not in own,
+        "meta_rate": "meta_rate" not in own,
+        "focal_gamma": args.loss != "focal",
+        "class_weights": args.class_balance == "none",
+        "eval_train": not args.eval_every,
+        "stop_epoch": args.stop_epoch is not None and args.stop_epoch > args.epochs,
+    }
+    found = [name for name, on in is_idle.items() if on and name in args.given]
+    return [f"--{name.replace('_', '-')}" for name in found]
 
 
 def faults(args: argparse.Namespace) -> Any:
@@ -126,6 +145,11 @@ def faults(args: argparse.Namespace) -> Any:
     if args.online and (args.class_balance != "none" or args.loss == "ldam"):
         yield "--online: class counts are not known, so no class balance and no LDAM"
     method = METHODS.get(args.method)
+    lost = next((option for option, on in of_stage_two(args, method).items() if on), None)
+    if lost and args.stage_two > args.epochs and args.stop_epoch is None:
+        of = "" if "stage_two" in args.given else f" of --preset {args.preset}"
+        yield (f"--stage-two {args.stage_two}{of} is past --epochs {args.epochs}, so {lost} has no "
+               f"effect: lower it; at {args.epochs}, stage one alone is trained")  # fmt: skip
     if method and (method.held_out or method.step == "recover") and distributed.world_size() > 1:
         yield f"--method {args.method} is not for several processes"
     if method and method.step == "recover" and isinstance(args.lam, str):
@@ -140,11 +164,41 @@ def faults(args: argparse.Namespace) -> Any:
         args.data_dir = Path("data")
 
 
+def of_stage_two(args: argparse.Namespace, method: Method | None) -> dict[str, bool]:
+    """The options that begin with stage two, and whether the run has each."""
+    return {
+        f"--lam {args.lam}": options.changes_lam(args),
+        "--class-balance drw": args.class_balance == "drw",
+        "--stage-two-layers": bool(args.stage_two_layers),
+        f"--method {args.method}": method is not None and method.has_stage_two,
+    }
+
+
+def plan(args: argparse.Namespace) -> str:
+    """One line: where stage two begins, and with what."""
+    begun = [what for what, on in of_stage_two(args, METHODS.get(args.method)).items() if on]
+    if not begun:
+        lam = f"absgd at lambda {args.lam}" if args.optimizer == "absgd" else "sgd"
+        return f"one stage, of {lam}"
+    if args.stage_two >= args.epochs:
+        return f"no stage two in {args.epochs} epochs: {', '.join(begun)} will not begin"
+    return f"stage two from epoch {args.stage_two} of {args.epochs}: {', '.join(begun)}"
+
+
 def build(args: argparse.Namespace) -> tuple[nn.Module, Task, Applied | None]:
     """The network, what there is to learn, and what --method changes; all data are looked at."""
     source = open_source(args)
-    splits = make_splits(args, source)
+    try:
+        splits = make_splits(args, source)
+    except ValueError as error:
+        if args.preset and "keep" not in args.given and "--keep" in str(error):
+            raise ValueError(
+                f"{error}: this --keep is of --preset {args.preset}; give your own beside it "
+                "(CLASS:1 keeps all)"
+            ) from None
+        raise
     odd = look_at(splits)
+    check_empty(args, splits.train)
     train, method, held = splits.train, METHODS.get(args.method), None
     if method and method.held_out:
         per_class = max(1, min(args.held_out, min(class_counts(train)) // 2))
@@ -164,6 +218,23 @@ def build(args: argparse.Namespace) -> tuple[nn.Module, Task, Applied | None]:
     for line in odd:
         print(f"note: {line}")
     return network, task, method and Applied(method, held and (len(held), drawing(source, held)))
+
+
+def check_empty(args: argparse.Namespace, train: Records) -> None:
+    """Raises ValueError where a class has no samples and something computes with its count."""
+    method, counts = METHODS.get(args.method), class_counts(train)
+    empty = [str(name) for name, n in zip(train.classes, counts, strict=True) if n == 0]
+    needs = {
+        f"--class-balance {args.class_balance}": args.class_balance != "none",
+        "--loss ldam": args.loss == "ldam",
+        f"--method {args.method}": method and (method.criterion or method.held_out),
+    }
+    for option, on in needs.items():
+        if empty and on:
+            raise ValueError(
+                f"{option} takes training samples of every class, and there are none of "
+                f"{', '.join(empty[:5])}: remove its folder, or number the labels without gaps"
+            )
 
 
 def task_of(
@@ -201,6 +272,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any] | None:
     torch.manual_seed(args.seed)
     torch.backends.cudnn.deterministic = True
     network, task, changes = build(args)
+    for line in (plan(args), *(f"note: {option} has no effect here" for option in idle(args))):
+        print(line)
     if args.dry_run:
         print(f"would train {args.epochs} epochs of {len(task.batches)} batches")
         return None

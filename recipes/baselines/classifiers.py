@@ -64,25 +64,28 @@ class NearestClassMean(nn.Module):
 
     Args:
         features: [N, D] of the training images, without augmentation.
-        targets: int64 [N]; every class in [0, C) occurs.
+        targets: int64 [N]. A class without any is never predicted.
     """
 
-    def __init__(self, features: Tensor, targets: Tensor) -> None:
+    def __init__(self, features: Tensor, targets: Tensor, num_classes: int) -> None:
         super().__init__()
-        members = F.one_hot(targets).to(features.dtype)
+        members = F.one_hot(targets, num_classes).to(features.dtype)
         self.register_buffer("means", (members.T @ features) / members.sum(0)[:, None])
 
     def forward(self, features: Tensor) -> Tensor:
-        return F.normalize(features, dim=1) @ F.normalize(self.means, dim=1).T
+        similarity = F.normalize(features, dim=1) @ F.normalize(self.means, dim=1).T
+        return similarity.masked_fill(self.means.isnan().any(1), -torch.inf)
 
 
 def adjust_logits(logits: Tensor, class_counts: Tensor, tau: float) -> Tensor:
-    """Post-hoc logit adjustment: f_c − τ·log π_c, π_c being the share of class c in training.
+    """Post-hoc logit adjustment: f_c − τ·log π_c, π_c being the share of class c in training; −∞
+    for a class without samples, which the network has not learned.
 
     Menon et al.: Long-Tail Learning via Logit Adjustment. ICLR 2021, Equation 9.
     """
     share = class_counts.double() / class_counts.sum()
-    return logits - tau * share.log().to(logits)
+    adjusted = logits - tau * share.log().to(logits)
+    return adjusted.masked_fill((class_counts == 0).to(logits.device), -torch.inf)
 
 
 class AdjustedClassifier(nn.Module):

@@ -52,6 +52,12 @@ class Method:
     held_out: bool = False
     reads_counts: bool = False
 
+    @property
+    def has_stage_two(self) -> bool:
+        """Whether it changes anything there, its ``options`` aside."""
+        begins_late = self.sampling != "instance" and not self.from_start
+        return begins_late or self.change is not None or self.step != "plain"
+
 
 def logit_adjusted(class_counts: Sequence[int], args: Args) -> nn.Module:
     return ta.PerSampleLogitAdjusted(class_counts, tau=args.tau)
@@ -59,7 +65,8 @@ def logit_adjusted(class_counts: Sequence[int], args: Args) -> nn.Module:
 
 def nearest_class_mean(run: Run) -> None:
     features, targets = loop.predict(run, "train", features=True)
-    run.model.fc = classifiers.NearestClassMean(features, targets).to(run.args.device)
+    ncm = classifiers.NearestClassMean(features, targets, len(run.task.class_counts))
+    run.model.fc = ncm.to(run.args.device)
 
 
 def adjust_after(run: Run) -> None:

@@ -163,6 +163,8 @@ def read_folder(
                 f"move them up, so that {root}/<class>/ holds a class's files"
             )
         others = {e.name for e in entries if e.is_file() and e.name[0] != "."} - set(files)
+        inside = (p for i in inner if i[0] != "." for p in (folder / i).rglob("*") if p.is_file())
+        others |= {str(path.relative_to(folder)) for path in inside}
         passed_over += [f"{name}/{other}" for other in sorted(others)]
         paths += [f"{name}/{file}" for file in files]
         targets += [c] * len(files)

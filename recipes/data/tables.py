@@ -6,6 +6,7 @@ import csv
 import io
 import math
 import re
+import shlex
 from argparse import Namespace
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,8 +22,10 @@ from data.memory import AsTheyAre, Images, in_order
 from data.source import Source
 from data.subsets import limited
 
-MISSING = frozenset({"", "na", "nan", "null", "none", "?"})
+MISSING = frozenset({"", "-", "?", "#n/a", "<na>", "n/a", "na", "nan", "nat", "none", "null"})
+MOSTLY = 0.9  # of a column's values: then it is meant to be numbers
 MAX_CATEGORIES = 100
+NAMED = 10  # columns of a kind
 INDEX = re.compile(r"|Unnamed: 0|__index_level_\d+__")  # what pandas calls a table's row numbers
 
 
@@ -92,6 +95,17 @@ def _numbers(values: Sequence[str]) -> list[float] | None:
         return None
 
 
+def _fault(values: Sequence[str], categories: Sequence[str]) -> str | None:
+    """Why a column that is not all numbers is no category either."""
+    texts = {c for c in categories if _numbers([c]) is None}
+    given = sum(not is_missing(v) for v in values)
+    if sum(v in texts for v in values) < (1 - MOSTLY) * given:
+        return f"numbers but for {', '.join(map(repr, sorted(texts)[:3]))}"
+    if len(categories) > MAX_CATEGORIES:
+        return f"{len(categories)} different texts, at most {MAX_CATEGORIES}"
+    return None
+
+
 @dataclass(frozen=True)
 class Encoder:
     """What the training table says about each column, applied to any table.
@@ -106,23 +120,39 @@ class Encoder:
     def of(cls, table: dict[str, list[str]], file: Path) -> Encoder:
         """Raises ValueError for a column that is neither numbers nor few categories."""
         columns: dict[str, tuple[float, float] | list[str]] = {}
+        faults = {}
         for name, values in table.items():
             numbers = _numbers(values)
             if numbers is not None:
                 known = np.array([x for x in numbers if math.isfinite(x)] or [0.0])
                 columns[name] = (float(known.mean()), float(known.std()) or 1.0)
                 continue
-            categories = sorted({v for v in values if not is_missing(v)})
-            if len(categories) > MAX_CATEGORIES:
-                of_images = Path(categories[-1]).suffix.lower() in IMAGES
-                raise ValueError(
-                    f"{file}: column {name!r} has {len(categories)} different texts (at most "
-                    f"{MAX_CATEGORIES}): --drop {name}, if it names the row, or make it numbers"
-                    + "; images are given as a list, `path label` a line"
-                    * of_images
-                )
-            columns[name] = categories
+            columns[name] = categories = sorted({v for v in values if not is_missing(v)})
+            if fault := _fault(values, categories):
+                faults[name] = fault
+        if faults:
+            of_images = any(Path(columns[name][-1]).suffix.lower() in IMAGES for name in faults)
+            raise ValueError(
+                f"{file}: neither numbers nor categories: "
+                + "; ".join(f"column {name!r} ({why})" for name, why in faults.items())
+                + f": mend them, or --drop {shlex.join(faults)}"
+                + "; images are given as a list, `path label` a line" * of_images
+            )
         return cls(columns)
+
+    def __str__(self) -> str:
+        """What the inputs are, in one line."""
+        kinds: dict[str, list[str]] = {"numbers": [], "categories": []}
+        for name, known in self.columns.items():
+            if isinstance(known, tuple):
+                kinds["numbers"].append(name)
+            else:
+                kinds["categories"].append(f"{name}: {len(known)}")
+        return "; ".join(
+            f"{len(names)} {kind} ({', '.join(names[:NAMED])}{', …' * (len(names) > NAMED)})"
+            for kind, names in kinds.items()
+            if names
+        )
 
     def encode(self, table: dict[str, list[str]], file: Path) -> Tensor:
         """float32 [N, D].
@@ -138,7 +168,11 @@ class Encoder:
             if isinstance(known, tuple):
                 numbers = _numbers(table[name])
                 if numbers is None:
-                    raise ValueError(f"{file}: column {name!r} is not all numbers")
+                    odd = next(v for v in table[name] if _numbers([v]) is None)
+                    raise ValueError(
+                        f"{file}: column {name!r} holds {odd!r}, and numbers in the training "
+                        "table: mend it, or leave it empty"
+                    )
                 x = (np.array(numbers) - known[0]) / known[1]
                 parts.append(np.where(np.isfinite(x), x, 0.0)[:, None])
             else:
@@ -149,8 +183,11 @@ class Encoder:
 def open_table(args: Namespace, file: Path) -> Source:
     """The rows of ``file``; --test is a table with the same columns."""
     table, labels = with_labels(args, file)
-    classes = sorted(set(labels), key=lambda name: (_numbers([name]) or [math.inf], name))
+    known = [name for name in set(labels) if not is_missing(name)]
+    classes = sorted(known, key=lambda name: (_numbers([name]) or [math.inf], name))
+    classes += sorted(set(labels) - set(known))
     encoder = Encoder.of(table, file)
+    print(f"inputs: {encoder}")
 
     def rows(table: dict[str, list[str]], labels: list[str], file: Path) -> Images:
         unknown = sorted(set(labels) - set(classes))
@@ -180,6 +217,8 @@ def with_labels(args: Namespace, file: Path) -> tuple[dict[str, list[str]], list
     if args.target not in table:
         said = "--target COLUMN is needed" if args.target is None else f"no column {args.target!r}"
         raise ValueError(f"{file}: {said}; its columns are {', '.join(table)}")
+    if args.target in args.drop:
+        raise ValueError(f"--drop {args.target}: this is the --target; leave it out of --drop")
     for name in args.drop:
         if table.pop(name, None) is None:
             raise ValueError(f"{file}: --drop: no column {name!r}")
@@ -188,7 +227,7 @@ def with_labels(args: Namespace, file: Path) -> tuple[dict[str, list[str]], list
         # In a table sorted by class they tell the class.
         print(f"note: {file}: column {name!r} holds row numbers and is no input")
         del table[name]
-    empty = [i for i, label in enumerate(labels) if is_missing(label)]
+    empty = [i for i, label in enumerate(labels) if is_missing(label) and label != "-"]  # and "+"
     if empty:
         raise ValueError(f"{file}: row {empty[0] + 1} has no {args.target}")
     if not labels or not table:

@@ -52,4 +52,7 @@ def load(path: Path, device: str | torch.device = "cpu") -> dict[str, Any]:
     except (UnpicklingError, RuntimeError, EOFError, OSError) as error:
         if isinstance(error, FileNotFoundError):
             raise
-        raise ValueError(f"{path} is not a checkpoint: {str(error).splitlines()[0]}") from error
+        why = str(error).splitlines()[0]
+        if isinstance(error, UnpicklingError):  # torch advises to execute what is in it
+            why = "it holds other than tensors and plain values; name a run's checkpoint.pt"
+        raise ValueError(f"{path} is not a checkpoint: {why}") from error

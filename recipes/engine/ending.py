@@ -9,27 +9,38 @@ from typing import Any
 Results = dict[str, Any]
 Record = dict[str, Any]
 
+FOUND = "--lam ess:0.8 --keep-loss"
+
 
 def alarms(results: Results, records: Sequence[Record]) -> list[str]:
     """Why the numbers should not be used, if they should not."""
-    found = []
-    metrics, counts = results["metrics"], results["class_counts"]
-    recalls = [r for r in metrics["per_class"] if r is not None]
-    chance = 1 / len(counts)
-    deviation = math.sqrt(chance * (1 - chance) / results["evaluated"])
-    if metrics["balanced"] <= chance + min(2 * deviation, chance / 4):
-        one = sum(r > 0 for r in recalls) <= 1
+    found, metrics = [], results["metrics"]
+    if is_chance(results):
+        one = sum(r > 0 for r in metrics["per_class"] if r is not None) <= 1
         found.append(
             f"the balanced accuracy, {100 * metrics['balanced']:.2f} %, is about that of chance"
             + (": every sample is given one class" if one else "")
         )
-    share = effective_share(records)
-    if share is not None and share * batch_size(results) < 2:
+    if collapsed(results, records):
+        size = batch_size(results)
         found.append(
-            f"the weights collapsed: {share * batch_size(results):.1f} samples of a batch of "
-            f"{batch_size(results)} carried it, in the last epoch"
+            f"the weights collapsed: {(effective_share(records) or 0) * size:.1f} samples of a "
+            f"batch of {size} carried it, in the last epoch"
         )
     return found
+
+
+def collapsed(results: Results, records: Sequence[Record]) -> bool:
+    """Fewer than two samples of a batch carried it: of a batch of two or fewer this says nothing,
+    but that all of its weights were 0."""
+    share, size = effective_share(records), batch_size(results)
+    return share is not None and (share == 0 or share * size < 2 < size)
+
+
+def is_chance(results: Results) -> bool:
+    chance = 1 / len(results["class_counts"])
+    deviation = math.sqrt(chance * (1 - chance) / results["evaluated"])
+    return results["metrics"]["balanced"] <= chance + min(2 * deviation, chance / 4)
 
 
 def effective_share(records: Sequence[Record]) -> float | None:
@@ -47,18 +58,20 @@ def advice(results: Results, records: Sequence[Record]) -> str:
     """One line: the option that is most likely to help."""
     config, metrics = results["config"], results["metrics"]
     share = effective_share(records)
-    if share is not None and share * batch_size(results) < 2:
-        return "a larger |--lam|, or --lam ess:0.8:rate=1, which keeps 0.8 of each batch effective"
-    if config["optimizer"] == "absgd" and share is not None and share > 0.97:
-        return (f"a smaller |--lam| than {config['lam']}, or --lam ess:0.8:rate=1: the weights "
-                f"were all but equal (effective share {share:.2f})")  # fmt: skip
+    is_absgd = config["optimizer"] == "absgd"
+    is_cut = config["stage_two"] >= config["epochs"]
+    if is_absgd and config["lam"] != config["lam_start"] and is_cut:
+        return "--stage-two below --epochs: stage two, which is at --lam, did not begin"
+    if collapsed(results, records) or (share is not None and share < 0.3 and is_chance(results)):
+        return (f"a larger |--lam|, or {FOUND}, which keeps 0.8 of each batch effective "
+                f"(now {share:.2f})")  # fmt: skip
+    if is_absgd and share is not None and share > 0.97 and batch_size(results) > 1:
+        return (f"a smaller |--lam| than {config['lam']}, or {FOUND}: the weights were all but "
+                f"equal (effective share {share:.2f})")  # fmt: skip
     groups = [metrics[name] for name in ("many", "medium", "few") if metrics[name] is not None]
     spread = groups and groups[0] - groups[-1] > 0.1
     if config["optimizer"] == "sgd":
-        return (
-            "--optimizer absgd --lam ess:0.8:rate=1 (add :noisy for noisy labels), from this stage "
-            "one or one of its own"
-        )
+        return f"--optimizer absgd {FOUND} (ess:0.8:noisy for noisy labels)"
     if spread and config["class_balance"] == "none":
         return "--class-balance drw: rare classes are far below frequent ones"
     if results["split"] == "validation":

@@ -6,7 +6,7 @@ import argparse
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -18,13 +18,31 @@ from engine import distributed, lam_option
 # What may differ between a run and the one that it resumes: nothing that its numbers depend on.
 NOT_IN_CONFIG = {"output_dir", "resume", "stage_one", "stop_epoch", "data_dir", "lists_dir",
                  "download", "workers", "checkpoint_every", "preset", "tsne", "device",
-                 "profile", "keep_going", "dry_run"}  # fmt: skip
+                 "profile", "keep_going", "dry_run", "given"}  # fmt: skip
 
 # What matters in stage two alone, or for speed; γ, α and the guards too, after stage one at λ = ∞.
 STAGE_TWO_ONLY = {"optimizer", "lam", "lam_over", "epochs", "stage_two_layers", "weight_decay",
                   "eval_every", "eval_split", "eval_train", "amp", "channels_last",
                   "compile"}  # fmt: skip
 PLAY_NO_PART_AT_INFINITY = {"gamma", "alpha", "max_weight", "keep_loss"}
+
+
+class Parser(argparse.ArgumentParser):
+    """Whose errors are one line, and whose help shows the defaults."""
+
+    def __init__(self, description: str | None) -> None:
+        super().__init__(description=description, formatter_class=WithDefaults)
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {message} (--help lists the options)\n")
+
+
+class WithDefaults(argparse.RawDescriptionHelpFormatter):
+    def _get_help_string(self, action: argparse.Action) -> str:
+        said, default = action.help or "", action.default
+        if default in (None, "", [], argparse.SUPPRESS) or default is False or "default" in said:
+            return said
+        return f"{said} (default: {default})"
 
 
 def natural(text: str) -> int:
@@ -45,7 +63,8 @@ def add_training_options(parser: argparse.ArgumentParser) -> None:
     """Adds the options that do not depend on the data set."""
     # fmt: off
     loss = parser.add_argument_group("loss")
-    loss.add_argument("--loss", choices=("ce", "focal", "ldam"), default="ce")
+    loss.add_argument("--loss", choices=("ce", "focal", "ldam"), default="ce",
+                      help="of a sample")
     loss.add_argument("--focal-gamma", type=float, default=1.0, help="of the focal loss")
     loss.add_argument("--class-balance", choices=("none", "cb", "drw"), default="none",
                       help="class weights by the effective number of samples (Cui et al. 2019, "
@@ -57,23 +76,26 @@ def add_training_options(parser: argparse.ArgumentParser) -> None:
     opt = parser.add_argument_group("optimizer")
     opt.add_argument("--optimizer", choices=("sgd", "absgd"), default="absgd",
                      help="sgd is ABSGD at lambda = inf throughout")
-    opt.add_argument("--lr", type=float, default=0.1)
+    opt.add_argument("--lr", type=float, default=0.1, help="learning rate")
     opt.add_argument("--momentum", type=float, default=0.9, help="the paper's beta")
     opt.add_argument("--momentum-form", choices=("torch", "polyak"), default="torch",
                      help="as torch.optim.SGD, or the paper's Equation 2")
-    opt.add_argument("--weight-decay", type=float, default=2e-4)
-    opt.add_argument("--gamma", type=float, help="moving average of the normaliser")
+    opt.add_argument("--weight-decay", type=float, default=2e-4, help="as torch.optim.SGD's")
+    opt.add_argument("--gamma", type=float, help="moving average of the normaliser (default: "
+                     "0.9, and 1 where a rule finds lambda)")
     opt.add_argument("--alpha", type=float, default=1.0, help="the released code's abAlpha")
     opt.add_argument("--max-weight", type=float, metavar="C", help="cap of a sample's weight")
     opt.add_argument("--keep-loss", action="store_true",
                      help="scale the weights so that the weighted loss is the plain one")
-    opt.add_argument("--batch-size", type=positive, default=128)
-    opt.add_argument("--epochs", type=positive, default=200)
-    opt.add_argument("--warmup-epochs", type=natural, default=5, help="linear warm-up of lr")
+    opt.add_argument("--batch-size", type=positive, default=128, help="of all processes together")
+    opt.add_argument("--epochs", type=positive, default=200, help="of both stages")
+    opt.add_argument("--warmup-epochs", type=natural,
+                     help="linear warm-up of lr (default: 5, at most a tenth of --epochs)")
     opt.add_argument("--lr-schedule", choices=("step", "cosine"), default="step",
                      help="step: at --lr-milestones; cosine: to 0 at the end of each stage, from "
                      "--lr again at the start of stage two")
-    opt.add_argument("--lr-milestones", type=int, nargs="*", default=[160, 180])
+    opt.add_argument("--lr-milestones", type=int, nargs="*", metavar="EPOCH",
+                     help="default: 160 180; of at most 160 --epochs, 0.8 and 0.9")
     opt.add_argument("--lr-factor", type=float, default=0.01, help="at each milestone")
     opt.add_argument("--layers", nargs="+", metavar="NAME",
                      help="train only these modules of the network (layer4 fc), the rest frozen")
@@ -82,21 +104,22 @@ def add_training_options(parser: argparse.ArgumentParser) -> None:
 
     lam = parser.add_argument_group("lambda")
     lam.add_argument("--lam", type=lam_option.argument, default=5.0,
-                     help="in stage two; < 0 for noisy labels. ess:0.6 (ess:0.6:noisy) finds it so "
-                     "that 0.6 of a batch is effective, kl:0.5 so that the weights are 0.5 nats "
-                     "from uniform")
+                     help="in stage two; < 0 for noisy labels. ess:0.8 (ess:0.8:noisy) with "
+                     "--keep-loss finds it so that 0.8 of a batch is effective, kl:0.5 so that "
+                     "the weights are 0.5 nats from uniform")
     lam.add_argument("--lam-start", type=lam_option.argument, default=math.inf,
                      help="in stage one (inf: SGD); equal to --lam: one stage, lambda fixed")
-    lam.add_argument("--stage-two", type=natural, default=160, metavar="EPOCH",
-                     help="first epoch of stage two")
+    lam.add_argument("--stage-two", type=natural, metavar="EPOCH",
+                     help="first epoch of stage two; equal to --epochs: there is none (default: "
+                     "160; of at most 160 --epochs, 0.8)")
     lam.add_argument("--lam-over", type=natural, default=0, metavar="EPOCHS",
                      help="0: restart at --lam; otherwise go there over so many epochs")
 
     run = parser.add_argument_group("run")
-    run.add_argument("--seed", type=natural, default=0)
-    run.add_argument("--device", default=distributed.default_device())
+    run.add_argument("--seed", type=natural, default=0, help="of all that is drawn")
+    run.add_argument("--device", default=distributed.default_device(), help="cpu, cuda, cuda:1")
     run.add_argument("--workers", type=natural, default=0, help="loader processes")
-    run.add_argument("--amp", choices=("bf16", "fp16"))
+    run.add_argument("--amp", choices=("bf16", "fp16"), help="automatic mixed precision")
     run.add_argument("--channels-last", action="store_true")
     run.add_argument("--compile", action="store_true", help="torch.compile the model")
     run.add_argument("--profile", action="store_true",
@@ -126,6 +149,24 @@ def add_training_options(parser: argparse.ArgumentParser) -> None:
                             help="with --eval-every: on the training samples too, unaugmented")
     evaluation.add_argument("--tsne", action="store_true", help="plot t-SNE of the features")
     # fmt: on
+
+
+def fill_in(args: argparse.Namespace) -> None:
+    """The defaults that depend on --epochs: a run too short for those of 200 epochs has them in
+    proportion."""
+    epochs = args.epochs if args.epochs <= 160 else 200
+    if args.stage_two is None:
+        args.stage_two = epochs * 4 // 5
+    if args.lr_milestones is None:
+        of = 200 if args.lr_schedule == "cosine" else epochs  # which does not read them
+        args.lr_milestones = sorted({of * 4 // 5, of * 9 // 10} - {0})
+    if args.warmup_epochs is None:
+        args.warmup_epochs = min(5, args.epochs // 10)
+
+
+def changes_lam(args: argparse.Namespace) -> bool:
+    """Whether stage two is at another λ than stage one."""
+    return args.optimizer == "absgd" and args.lam != args.lam_start
 
 
 def check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
@@ -290,7 +331,7 @@ def build_schedules(
         return args.lr_factor ** sum(epoch >= milestone for milestone in args.lr_milestones)
 
     milestones: dict[int, Any] = {}
-    if args.optimizer == "absgd" and args.lam != args.lam_start:
+    if changes_lam(args):
         milestones = {args.stage_two: lam_option.parse(args.lam)}
     scheduler = ta.LamScheduler(optimizer, milestones, over=args.lam_over)
     return LambdaLR(optimizer, lr_factor), scheduler

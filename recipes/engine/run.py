@@ -19,6 +19,10 @@ from engine import checkpoint, distributed, options
 from engine.log import Meter
 from engine.stopwatch import Stopwatch
 
+MORE_EPOCHS = (
+    "; the schedules follow --epochs: more of them are a new run, in another --output-dir; with "
+    "the same --stage-two it may begin from a checkpoint of this one's stage one (--stage-one)"
+)
 AMP_DTYPES = {None: None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -179,6 +183,7 @@ class Run:
             raise ValueError(
                 "the checkpoint is of a run with other options: "
                 + ", ".join(f"{k} = {b!r}, here {a!r}" for k, (a, b) in sorted(wrong.items()))
+                + MORE_EPOCHS * ("epochs" in wrong)
             )
         if state.get("data", self.task.fingerprint) != self.task.fingerprint:
             raise ValueError(
@@ -251,6 +256,8 @@ class Run:
         with warnings.catch_warnings():
             # A run that was resumed has had its steps in the process before this one.
             warnings.filterwarnings("ignore", re.escape("Detected call of `lr_scheduler.step()`"))
+            # Both are brought to the run's epoch here.
+            warnings.filterwarnings("ignore", "the target goes on from a loaded state")
             while self.lr_schedule.last_epoch < self.epoch:
                 self.lr_schedule.step()
                 self.lam_schedule.step()

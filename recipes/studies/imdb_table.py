@@ -20,10 +20,11 @@ from studies import runs
 
 LOSSES = {"ce": "CE", "focal": "focal"}
 SEEDS = range(5)
+SNIPPET = "ABSGD, size 0.8, kept"
 METHODS = {
     "SGD": ("sgd", []),
     "ABSGD, λ = 5": ("absgd", ["--lam", "5"]),
-    "ABSGD, size 0.8, kept": ("absgd", ["--lam", "ess:0.8:rate=1", "--keep-loss"]),
+    SNIPPET: ("absgd", ["--lam", "ess:0.8:rate=1", "--keep-loss"]),
 }
 
 

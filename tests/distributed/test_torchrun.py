@@ -166,11 +166,11 @@ def mtime(output: Path) -> float:
 
 def test_two_processes_train_as_one(images: Path, tmp_path: Path) -> None:
     """On the same batches, up to the statistics that batch normalisation takes of each part."""
-    two = start(images, tmp_path / "two", "--epochs", "1")
+    two = start(images, tmp_path / "two", "--stop-epoch", "1")
     output = finish(two)
     assert two.returncode == 0, output
     command = [sys.executable, str(RECIPES / "train.py"), "--data-dir", str(images),
-               "--output-dir", str(tmp_path / "one"), *OPTIONS, "--epochs", "1"]  # fmt: skip
+               "--output-dir", str(tmp_path / "one"), *OPTIONS, "--stop-epoch", "1"]  # fmt: skip
     subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=True)
     logs = [
         json.loads((tmp_path / name / "log.jsonl").read_text().splitlines()[0])

@@ -71,10 +71,19 @@ def test_tau_normalisation_by_hand():
 
 def test_nearest_class_mean_by_hand():
     features = torch.tensor([[2.0, 0.0], [4.0, 0.0], [0.0, 1.0], [3.0, 4.0]])
-    ncm = classifiers.NearestClassMean(features, torch.tensor([0, 0, 1, 2]))
+    ncm = classifiers.NearestClassMean(features, torch.tensor([0, 0, 1, 2]), 3)
     torch.testing.assert_close(ncm.means, torch.tensor([[3.0, 0.0], [0.0, 1.0], [3.0, 4.0]]))
     similarity = ncm(torch.tensor([[5.0, 0.0], [0.3, 0.4]]))
     torch.testing.assert_close(similarity, torch.tensor([[1.0, 0.0, 0.6], [0.6, 0.8, 1.0]]))
+
+
+def test_a_class_without_samples_is_never_predicted():
+    counts = [70, 0, 10, 0]
+    adjusted = classifiers.adjust_logits(torch.zeros(1, 4), torch.tensor(counts), 1.0)
+    ncm = classifiers.NearestClassMean(torch.eye(3)[:2], torch.tensor([0, 2]), 4)
+    for logits in (adjusted, ncm(torch.ones(1, 3))):
+        assert logits.isinf().tolist() == [[False, True, False, True]]
+        assert logits.argmax() in (0, 2) and not logits.isnan().any()
 
 
 def test_post_hoc_adjustment_by_hand():

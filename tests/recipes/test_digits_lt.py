@@ -5,6 +5,7 @@ import math
 import warnings
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
@@ -85,6 +86,11 @@ def test_select_reads_no_test_set_and_has_equal_budgets(short, tmp_path, monkeyp
 def test_the_settings_are_among_the_candidates(task):
     for method, setting in digits_lt.SETTINGS[task].items():
         assert setting in digits_lt.candidates(method)
+
+
+def test_one_seed_has_no_interval():
+    assert digits_lt.paired(np.array([-1.25])) == "−1.2"
+    assert digits_lt.paired(np.array([1.0, 2.0])) == "+1.5 ± 6.4"
 
 
 def test_help_explains(capsys):

@@ -41,6 +41,18 @@ def test_the_same_numbers_a_table_and_a_picture(run, capsys):
     assert (directory / "confusion.png").read_bytes()[:4] == b"\x89PNG"
 
 
+def test_a_runs_folder_is_its_checkpoint(run, capsys):
+    directory, where = run
+    assert evaluate.main([str(directory), *where]) == []
+    assert "the same numbers" in capsys.readouterr().out
+
+
+def test_weights_alone_are_no_run(tmp_path):
+    checkpoint.save({"w": torch.ones(2)}, tmp_path / "w.pt")
+    with pytest.raises(ValueError, match=r"w\.pt holds no run, such as weights alone"):
+        evaluate.main([str(tmp_path / "w.pt")])
+
+
 def test_other_numbers_are_told_and_fail(run, tmp_path, recipe):
     directory, where = run
     state = checkpoint.load(directory / "checkpoint.pt")

@@ -46,10 +46,12 @@ def test_runs_of_the_imdb_table(tmp_path, monkeypatch):
                 (folder / "results.json").write_text(json.dumps(results))
     made = imdb_table.gather(tmp_path)
     assert len(made) == 12 and made[0]["per_class"] == [25, 75]
-    monkeypatch.setattr(evidence, "imdb", lambda: made)
-    assert (
-        "| CE | SGD | 50.00 ± 0.00 | 25.00 ± 0.00 | 75.00 ± 0.00 |  | 2 |" in evidence.imdb_rows()
-    )
+    (tmp_path / "imdb_table.json").write_text(json.dumps(made))
+    monkeypatch.setattr(evidence, "RESULTS", tmp_path)
+    evidence.imdb.cache_clear()
+    rows = evidence.imdb_rows()
+    assert "| CE | SGD | 50.00 ± 0.00 | 25.00 ± 0.00 | 75.00 ± 0.00 |  | 2 |" in rows
+    evidence.imdb.cache_clear()
 
 
 def test_a_classifier_after_training():

@@ -151,6 +151,13 @@ def test_files_that_are_no_images_by_their_name_are_noted(flowers, tmp_path, cap
     assert "note: 10 files under" in capsys.readouterr().out
 
 
+def test_files_in_a_folder_of_a_class_are_noted(flowers, tmp_path, capsys):
+    for folder in ("more", ".thumbnails"):
+        draw(flowers / "train" / "rose" / folder / "deep" / "7.png")
+    assert looked_at(flowers, tmp_path) == [4, 2]
+    assert "1 file under" in (printed := capsys.readouterr().out) and "rose/more/deep" in printed
+
+
 @pytest.mark.parametrize("name", ["train/rose/0.png", "flowers.zip"])
 def test_an_image_or_an_archive_is_not_what_to_name(flowers, tmp_path, name):
     with pytest.raises(ValueError, match="name the folder that holds it, or what it unpacks to"):
@@ -162,6 +169,24 @@ def test_a_class_without_validation_images_is_noted(flowers, tmp_path, capsys):
         image.unlink()
     assert looked_at(flowers, tmp_path) == [4, 2]
     assert "1 of 2 classes have no test samples: tulip" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "more",
+    [("--class-balance", "cb"), ("--loss", "ldam"), ("--method", "la"), ("--method", "meta")],
+)
+def test_a_class_without_training_images_is_named(flowers, tmp_path, more):
+    (flowers / "train" / "ghost").mkdir()
+    assert looked_at(flowers, tmp_path) == [0, 4, 2]
+    with pytest.raises(ValueError, match=" ".join(more) + r" takes .* none of ghost: remove"):
+        looked_at(flowers, tmp_path, *more)
+
+
+@pytest.mark.parametrize("method", ["la-post", "ncm"])
+def test_a_class_without_training_images_is_not_predicted(flowers, tmp_path, method):
+    (flowers / "train" / "sun").mkdir()
+    results = train.main(flags(flowers, tmp_path, "--method", method))
+    assert results["metrics"]["overall"] > 0 and results["class_counts"] == [4, 0, 2]
 
 
 def test_validate_divides_a_folder_that_has_no_test_part(flowers, tmp_path):
@@ -250,6 +275,13 @@ def test_how_columns_become_inputs(patients):
     [
         (PATIENTS, ["--target", "result"], "no column 'result'; its columns are age, town"),
         (PATIENTS, ["--drop", "name"], "--drop: no column 'name'"),
+        (PATIENTS, ["--drop", "outcome"], "--drop outcome: this is the --target"),
+        (PATIENTS + "4,Ulm,ill\n" * 20 + "old,Ulm,ill\n", [], r"'age' \(numbers but for 'old'\)"),
+        (
+            "name,code,outcome\n" + "".join(f"n{i},c{i},{i % 2}\n" for i in range(200)),
+            [],
+            r"'name' \(200 different .*'code' \(200 .* --drop name code",
+        ),
         (PATIENTS + "1,2\n", [], "line 8: 2 values under 3 columns"),
         (PATIENTS.replace("60,Ulm,ill", "60,Ulm,"), [], "row 5 has no outcome"),
         ("age,age,outcome\n1,2,ill\n", [], "two columns have one name"),
@@ -269,6 +301,36 @@ def test_what_is_wrong_with_a_table(patients, content, more, message):
     patients.write_text(content, encoding="utf-8")
     with pytest.raises(ValueError, match=message):
         train.main(table_flags(patients, *more))
+
+
+@pytest.mark.parametrize("word", ["N/A", "#n/a", "<NA>", "NaT", "-"])
+def test_the_words_for_a_missing_value(patients, capsys, word):
+    """One of them in a column of numbers made a category of each number."""
+    patients.write_text(PATIENTS.replace("\n,Köln", f"\n{word},Köln"), encoding="utf-8")
+    train.build(train.parse(table_flags(patients, "--validate", 0.3)))
+    assert "inputs: 1 numbers (age); 1 categories (town: 2)\n" in capsys.readouterr().out
+
+
+def test_plus_and_minus_may_be_the_classes(patients):
+    text = PATIENTS.replace("well", "-").replace("ill", "+")
+    patients.write_text(text, encoding="utf-8")
+    _, task, _ = train.build(train.parse(table_flags(patients, "--validate", 0.3)))
+    assert task.classes == ["+", "-"]
+
+
+def test_a_test_table_has_a_text_where_training_had_numbers(patients, tmp_path):
+    (tmp_path / "test.csv").write_text("age,town,outcome\nold,Ulm,ill\n")
+    with pytest.raises(ValueError, match=r"test\.csv: column 'age' holds 'old', and numbers"):
+        train.main(table_flags(patients, "--test", tmp_path / "test.csv"))
+
+
+def test_a_class_that_a_preset_keeps_a_part_of(patients):
+    words = ["--preset", "imdb-absgd-ce", *table_flags(patients, "--validate", 0.3)]
+    with pytest.raises(ValueError, match="this --keep is of --preset imdb-absgd-ce; give your own"):
+        train.build(train.parse(words))
+    with pytest.raises(ValueError, match=r"'neg:0\.5' .* in \(0, 1\]\)$"):
+        train.build(train.parse([*words, "--keep", "neg:0.5"]))
+    assert train.build(train.parse([*words, "--keep", "ill:1"]))
 
 
 @pytest.mark.parametrize("name", ["", "Unnamed: 0", "__index_level_0__"])

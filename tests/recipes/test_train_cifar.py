@@ -135,6 +135,8 @@ def test_a_folder_is_not_overwritten_and_other_options_do_not_resume(
     before = (whole_run / "checkpoint.pt").read_bytes()
     with pytest.raises(ValueError, match=r"lr = 0.05, here 0.3"):
         train.main([*flags, "--resume", "--lr", "0.3"])
+    with pytest.raises(ValueError, match=r"epochs = 4, here 9; .* are a new run, in another --out"):
+        train.main([*flags, "--resume", "--epochs", "9"])
     assert (whole_run / "checkpoint.pt").read_bytes() == before
 
 
@@ -262,7 +264,7 @@ def test_two_runs_do_not_write_one_folder(small_data_dir, tmp_path, recipe):
 
 def test_a_run_at_chance_ends_loudly(small_data_dir, tmp_path, recipe):
     flags = options_for(small_data_dir, tmp_path, "--limit", 24, "--lr", "1e-6", "--epochs", 1,
-                        "--imbalance-ratio", 24)  # fmt: skip
+                        "--stage-two", 1, "--imbalance-ratio", 24)  # fmt: skip
     process = recipe("train.py", *flags)
     output, _ = process.communicate()
     assert process.returncode == 3, output
