@@ -446,3 +446,17 @@ def test_parameters_over_one_memory_are_stepped_one_after_the_other() -> None:
         make(params, lr=0.1).step()
         stepped.append(base)
     assert torch.equal(*stepped)
+
+
+def test_parameters_over_one_memory_may_come_later() -> None:
+    stepped = []
+    for make in (SGD, ABSGD):
+        base, first = torch.ones(2, 3), nn.Parameter(torch.ones(2))
+        params = [first, nn.Parameter(base[:, :2]), nn.Parameter(base[:, 1:])]
+        opt = make(params, lr=0.1, momentum=0.9)
+        for n in (1, 3):
+            for p in params[:n]:
+                p.grad = torch.ones_like(p)
+            opt.step()
+        stepped.append(torch.cat([first.detach(), base.flatten()]))
+    assert torch.equal(*stepped)

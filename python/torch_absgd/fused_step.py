@@ -142,7 +142,9 @@ class FusedStep:
             v = new(p) if is_fresh else v
             key = (p.device, is_fresh and not may_be_skipped)
             batches.setdefault(key, []).append((p, g, v) if v is not None else (p, g))
-        for index, ((device, is_fresh), batch) in enumerate(batches.items()):
+        # Fresh ones first: they may be refused, and then nothing has been changed.
+        ordered = sorted(batches.items(), key=lambda item: not item[0][1])
+        for index, ((device, is_fresh), batch) in enumerate(ordered):
             columns = [[*column] for column in zip(*batch, strict=True)]
             local = [[*map(_memory, column)] for column in columns]
             written, *_, buffers = (*columns, []) if not has_momentum else columns
