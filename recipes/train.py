@@ -188,15 +188,7 @@ def plan(args: argparse.Namespace) -> str:
 def build(args: argparse.Namespace) -> tuple[nn.Module, Task, Applied | None]:
     """The network, what there is to learn, and what --method changes; all data are looked at."""
     source = open_source(args)
-    try:
-        splits = make_splits(args, source)
-    except ValueError as error:
-        if args.preset and "keep" not in args.given and "--keep" in str(error):
-            raise ValueError(
-                f"{error}: this --keep is of --preset {args.preset}; give your own beside it "
-                "(CLASS:1 keeps all)"
-            ) from None
-        raise
+    splits = make_splits(args, source)
     odd = look_at(splits)
     check_empty(args, splits.train)
     train, method, held = splits.train, METHODS.get(args.method), None

@@ -213,11 +213,9 @@ def checked_entries(entries: Mapping[str, Any]) -> dict[str, Any]:
             "reports", loaded["reports"], (2 * _ops.REPORT_SIZE, 2 * OLD_REPORT_SIZE)
         ).view(2, -1)
         loaded["reports"] = padded_reports(rows)
-    rule = loaded.get("lam_rule")
-    if rule is not None:
-        LamRule.from_tensor(rule)
-    if rule is not None and bool(rule.any()) and "lam" in loaded and bool(loaded["lam"].isnan()):
-        loaded["lam"] = torch.full_like(loaded["lam"], math.copysign(math.inf, rule[2].item()))
+    rule = LamRule.from_tensor(loaded["lam_rule"]) if "lam_rule" in loaded else None
+    if rule is not None and "lam" in loaded and bool(loaded["lam"].isnan()):
+        loaded["lam"] = torch.full_like(loaded["lam"], -math.inf if rule.noisy else math.inf)
     if "lam" in loaded:
         loaded.setdefault("log_s_lam", loaded["lam"])
     s_init = loaded.get("s_init")

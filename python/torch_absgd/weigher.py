@@ -228,8 +228,7 @@ class Weigher:
             yield
         finally:
             accumulation.is_open = False
-            if accumulation.memory is None and self.accumulation is accumulation:
-                self.accumulation = None
+            self._drop_if_empty()
 
     @torch.no_grad()
     def finalize_grads_(self) -> None:
@@ -241,15 +240,18 @@ class Weigher:
     def on_zero_grad(self) -> None:
         if self.accumulation is not None:
             self.accumulation.on_zero_grad()
-            if self.accumulation.memory is None and not self.accumulation.is_open:
-                self.accumulation = None
+            self._drop_if_empty()
 
     def discard(self) -> None:
         """Drops an accumulation, whatever its phase."""
         if self.accumulation is not None:
             self.accumulation.discard()
-            if not self.accumulation.is_open:
-                self.accumulation = None
+            self._drop_if_empty()
+
+    def _drop_if_empty(self) -> None:
+        accumulation = self.accumulation
+        if accumulation is not None and accumulation.memory is None and not accumulation.is_open:
+            self.accumulation = None
 
 
 def weighted_sum(coefficients: Tensor, losses: Tensor, mask: Tensor | None) -> Tensor:

@@ -92,7 +92,15 @@ def make_splits(args: Namespace, source: Source) -> Splits:
     train, held = source.train, None
     if args.validate and args.validate_clean:
         train, held = hold_out(train, args.validate, args.seed)
-    train = thinned(train, args.keep, args.seed)
+    try:
+        train = thinned(train, args.keep, args.seed)
+    except ValueError as error:
+        if not args.preset or "keep" in args.given:
+            raise
+        raise ValueError(
+            f"{error}: this --keep is of --preset {args.preset}; give your own beside it "
+            "(CLASS:1 keeps all)"
+        ) from None
     train = imbalanced(train, args.imbalance, args.imbalance_ratio, args.seed)
     if args.label_noise:
         noisy = with_label_noise(train.targets, len(train.classes), args.label_noise, args.seed)

@@ -21,20 +21,19 @@ def alarms(results: Results, records: Sequence[Record]) -> list[str]:
             f"the balanced accuracy, {100 * metrics['balanced']:.2f} %, is about that of chance"
             + (": every sample is given one class" if one else "")
         )
-    if collapsed(results, records):
-        size = batch_size(results)
+    share, size = effective_share(records), batch_size(results)
+    if share is not None and is_collapse(share, size):
         found.append(
-            f"the weights collapsed: {(effective_share(records) or 0) * size:.1f} samples of a "
-            f"batch of {size} carried it, in the last epoch"
+            f"the weights collapsed: {share * size:.1f} samples of a batch of {size} carried it, "
+            "in the last epoch"
         )
     return found
 
 
-def collapsed(results: Results, records: Sequence[Record]) -> bool:
+def is_collapse(share: float, size: int) -> bool:
     """Fewer than two samples of a batch carried it: of a batch of two or fewer this says nothing,
     but that all of its weights were 0."""
-    share, size = effective_share(records), batch_size(results)
-    return share is not None and (share == 0 or share * size < 2 < size)
+    return share == 0 or share * size < 2 < size
 
 
 def is_chance(results: Results) -> bool:
@@ -57,15 +56,15 @@ def batch_size(results: Results) -> int:
 def advice(results: Results, records: Sequence[Record]) -> str:
     """One line: the option that is most likely to help."""
     config, metrics = results["config"], results["metrics"]
-    share = effective_share(records)
+    share, size = effective_share(records), batch_size(results)
     is_absgd = config["optimizer"] == "absgd"
     is_cut = config["stage_two"] >= config["epochs"]
     if is_absgd and config["lam"] != config["lam_start"] and is_cut:
         return "--stage-two below --epochs: stage two, which is at --lam, did not begin"
-    if collapsed(results, records) or (share is not None and share < 0.3 and is_chance(results)):
+    if share is not None and (is_collapse(share, size) or (share < 0.3 and is_chance(results))):
         return (f"a larger |--lam|, or {FOUND}, which keeps 0.8 of each batch effective "
                 f"(now {share:.2f})")  # fmt: skip
-    if is_absgd and share is not None and share > 0.97 and batch_size(results) > 1:
+    if is_absgd and share is not None and share > 0.97 and size > 1:
         return (f"a smaller |--lam| than {config['lam']}, or {FOUND}: the weights were all but "
                 f"equal (effective share {share:.2f})")  # fmt: skip
     groups = [metrics[name] for name in ("many", "medium", "few") if metrics[name] is not None]
