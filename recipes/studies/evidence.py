@@ -33,6 +33,9 @@ HIDDEN = ["digits_hidden", "clothes_hidden", "cifar_hidden", "cifar_hidden_1"]
 NOISE = ["digits_noise", "imdb_noise", "cifar_noise", "cifar_noise_40", "cifar_asym",
          "cifar_asym_40"]  # fmt: skip
 ADAMW = ["digits_lt-adamw", "digits_hidden-adamw", "digits_noise-adamw"]
+WHOLE = ["whole_lt", "whole_hidden", "whole_noise", "whole_asym"]
+KINDS = {"long tail": LONG_TAIL, "hidden groups": HIDDEN, "noise": NOISE, "AdamW": ADAMW,
+         "whole networks": WHOLE}  # fmt: skip
 
 
 @cache
@@ -73,7 +76,7 @@ def hard(r: Record, a: np.ndarray) -> np.ndarray:
     """The mean of three groups (of five or fewer: one): long tails, the rarest; else the worst."""
     few = 3 if a.shape[1] > 5 else 1
     is_tail = len(set(r["counts"])) == a.shape[1] > 1 and r["task"] in map(
-        title, present(LONG_TAIL)
+        title, present([*LONG_TAIL, "whole_lt"])
     )
     if is_tail:
         return a[:, np.argsort(r["counts"])[:few]].mean(1)
@@ -118,8 +121,7 @@ def compared(kind: str, task: str, plain: np.ndarray, ours: np.ndarray) -> list[
 
 def opening() -> str:
     rows = []
-    for kind, names in (("long tail", LONG_TAIL), ("hidden groups", HIDDEN), ("noise", NOISE),
-                        ("AdamW", ADAMW)):  # fmt: skip
+    for kind, names in KINDS.items():
         for r in present(names):
             plain, ours = (average(r, accuracy(r, m)) for m in ("SGD", "ABSGD"))  # type: ignore[arg-type]
             rows.append(compared(kind, title(r), plain, ours))
@@ -138,16 +140,35 @@ def opening() -> str:
     return table(["", "task", "SGD", "ABSGD", "ABSGD − SGD", "", "seeds", "published"], rows)
 
 
+Column = tuple[str, Record, Measure]
+
+
 def by_method(names: Sequence[str], measure: Measure) -> str:
-    """A row a method, a column a task: SGD's accuracy, then the differences to it."""
-    records = present(names)
-    if not records:
+    """A row a method, a column a task."""
+    return differences([(title(r), r, measure) for r in present(names)])
+
+
+def differences(columns: Sequence[Column]) -> str:
+    """A row a method: SGD's accuracy, then the differences to it."""
+    if not columns:
         return "Not run yet."
-    methods = list(dict.fromkeys(m["method"] for r in records for m in r["methods"]))
-    rows = [["SGD", *(f"{measure(r, accuracy(r, 'SGD')).mean():.1f}" for r in records)]]  # type: ignore[arg-type]
+    methods = list(dict.fromkeys(m["method"] for _, r, _ in columns for m in r["methods"]))
+    rows = [["SGD", *(f"{of(r, accuracy(r, 'SGD')).mean():.1f}" for _, r, of in columns)]]  # type: ignore[arg-type]
     for method in methods[1:]:
-        rows.append([method, *(with_interval(gain(r, method, measure)) for r in records)])
-    return table(["method", *map(title, records)], rows)
+        rows.append([method, *(with_interval(gain(r, method, of)) for _, r, of in columns)])
+    return table(["method", *(head for head, _, _ in columns)], rows)
+
+
+def whole_networks() -> str:
+    """Averages, and of the tasks that have them, rare or worst classes."""
+    columns: list[Column] = []
+    for r in present(WHOLE):
+        task = title(r).removeprefix("CIFAR-10, ResNet-8, ")
+        columns.append((task, r, average))
+        if r["task"] not in map(title, present(["whole_noise", "whole_asym"])):
+            three = "its three worst" if "hidden" in task else "its three rarest"
+            columns.append((three, r, hard))
+    return differences(columns)
 
 
 def adjusted_pairs() -> str:
@@ -166,7 +187,7 @@ def adjusted_pairs() -> str:
 
 def settings() -> str:
     rows = []
-    for r in present([*LONG_TAIL, *HIDDEN, *NOISE, *ADAMW]):
+    for r in present([name for names in KINDS.values() for name in names]):
         chosen = {m["method"]: m["settings"] for m in r["methods"]}
         made = [f"{chosen[m]['lr']:g}, {chosen[m]['weight_decay']:g}" for m in ("SGD", "ABSGD")]
         rows.append([title(r), *made])
@@ -304,8 +325,8 @@ def tradeoff_table() -> str:
 
 
 def sources() -> str:
-    records = present([*LONG_TAIL, *HIDDEN, *NOISE, *ADAMW, "digits_lt-normalisers",
-                       "digits_noise-normalisers"])  # fmt: skip
+    names = [name for kind, names in KINDS.items() if kind != "whole networks" for name in names]
+    records = present([*names, "digits_lt-normalisers", "digits_noise-normalisers"])
     commits = sorted({r["commit"] for r in records})
     return f"{records[0]['machine']}; commits {', '.join(commits)}" if records else ""
 
@@ -320,6 +341,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "hidden, worst": lambda: by_method(HIDDEN, worst),
     "noise": lambda: by_method(NOISE, average),
     "adamw": lambda: by_method(ADAMW, average),
+    "whole networks": whole_networks,
     "normalisers, long tail": lambda: by_method(["digits_lt-normalisers"], average),
     "normalisers, noise": lambda: by_method(["digits_noise-normalisers"], average),
     "settings": settings,
@@ -357,9 +379,7 @@ def main() -> None:
         harvest(args.harvest)
     OUT.write_text(render())
     bars = [(kind, title(r), gain(r, "ABSGD", average))
-            for kind, names in (("long tail", LONG_TAIL), ("hidden", HIDDEN), ("noise", NOISE),
-                                ("AdamW", ADAMW))
-            for r in present(names)]  # fmt: skip
+            for kind, names in KINDS.items() for r in present(names)]  # fmt: skip
     evidence_plot.plot(bars, tradeoff(), RESULTS / "evidence.png")
 
 

@@ -14,7 +14,8 @@ import numpy as np
 
 from studies.suite_report import interval
 
-COLOURS = {"long tail": "#d1495b", "hidden": "#30638e", "noise": "#2e8b57", "AdamW": "#8d6a9f"}
+COLOURS = {"long tail": "#d1495b", "hidden groups": "#30638e", "noise": "#2e8b57",
+           "AdamW": "#8d6a9f", "whole networks": "#b8860b"}  # fmt: skip
 LINES = {
     "logit adjustment of SGD": ("-s", "#44546a"),
     "τ-normalised SGD": ("-^", "#a0a0a0"),

@@ -93,6 +93,6 @@ def test_hard_groups_are_the_rarest_or_the_worst(monkeypatch):
 
 def test_the_picture_is_drawn(tmp_path):
     tradeoff = json.loads((evidence.RESULTS / "tradeoff.json").read_text())
-    bars = [("noise", "a task", np.array([1.0, 2.0])), ("hidden", "another", np.zeros(3))]
+    bars = [("noise", "a task", np.array([1.0, 2.0])), ("hidden groups", "another", np.zeros(3))]
     evidence_plot.plot(bars, tradeoff, tmp_path / "a.png")
     assert (tmp_path / "a.png").read_bytes()[:4] == b"\x89PNG"
