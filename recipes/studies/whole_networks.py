@@ -285,6 +285,7 @@ def made_or_read(
         on = rest if seed == TRIAL_SEED else images(args.data, False)
         made = accuracies(network, on, task)
         seconds = round(time.process_time() - began)
+        file.parent.mkdir(parents=True, exist_ok=True)
         report.write_json(file, {"accuracy": made, "seconds": seconds})
         print(f"{file.relative_to(args.work)}: {sum(made[0]) / 10:.2f}, {seconds} s", flush=True)
     return json.loads(file.read_text())["accuracy"]

@@ -98,6 +98,15 @@ def test_class_weights_are_deferred():
     assert made[0] < made[1]
 
 
+def test_a_run_is_written_and_read(small, tmp_path, monkeypatch):
+    monkeypatch.setitem(TASKS, "whole_noise", sized("whole_noise"))
+    args = argparse.Namespace(work=tmp_path, data=None)
+    made = whole_networks.made_or_read("whole_noise", "SGD", SETTINGS[0], TRIAL_SEED, args)
+    monkeypatch.setattr(whole_networks, "train", lambda *_: pytest.fail("trained again"))
+    assert made == whole_networks.made_or_read(
+        "whole_noise", "SGD", SETTINGS[0], TRIAL_SEED, args)  # fmt: skip
+
+
 def test_the_best_trial_is_judged_and_nothing_is_made_twice(tmp_path, monkeypatch):
     name, taus = "whole_lt", len(whole_networks.TAUS)
     monkeypatch.setattr(whole_networks, "train", lambda *_: pytest.fail("trained again"))
