@@ -12,11 +12,12 @@
 
 namespace absgd {
 
-/* register.cpp: a batch's weights and coefficients, [2, losses.shape], after log_s has taken it in;
- * λ moved to what its rule asks of a batch */
-Tensor weigh(const Losses &batch, const std::optional<Tensor> &rows, const RuleState &state,
-             const absgd_rule &rule, double factor);
-void follow_lam(const Losses &batch, const Tensor &lam_rule, double *lam);
+/* register.cpp: a batch's weights and coefficients, [2, losses.shape], after λ has moved to what
+ * its rule, if it has one, asks of these losses, and log_s has taken the batch in. rows: of all
+ * ranks that share the batch. */
+Tensor weigh(const Losses &batch, const std::optional<Tensor> &rows,
+             const std::optional<Tensor> &lam_rule, const RuleState &state, const absgd_rule &rule,
+             double factor);
 
 /* register_losses.cpp and register_sigmoid_loss.cpp: the losses and what backward wants of them;
  * the logits' gradient. kept: the gradient's memory, where both passes are one call: the first

@@ -86,10 +86,46 @@ Tensor batch_stats(const Tensor &losses, std::optional<Tensor> mask, std::option
     return out;
 }
 
+const absgd_lam_rule *lam_rule_of(const Tensor &rule) {
+    return reinterpret_cast<absgd_lam_rule *>(doubles(rule, LAM_RULE_SIZE, "lam_rule"));
+}
+
+absgd_lam_search *search_of(const Tensor &search) {
+    return reinterpret_cast<absgd_lam_search *>(doubles(search, LAM_SEARCH_SIZE, "search"));
+}
+
+std::vector<absgd_lam_row> lam_rows(const Losses &batch, const absgd_lam_rule *rule,
+                                    const absgd_lam_search *search) {
+    std::vector<absgd_lam_row> rows(chunks(batch.n, ABSGD_STATS_CHUNK));
+    absgd_lam_row none; /* the arguments are checked where the batch is empty, too */
+    check(absgd_lam_sums(batch.dtype, nullptr, nullptr, nullptr, 0, rule, search, &none),
+          "absgd::lam_sums");
+    for_chunks(batch.n, [&](int64_t i, int64_t n) {
+        absgd_lam_sums(batch.dtype, batch.at(i), batch.mask_at(i), batch.weight_at(i), n, rule,
+                       search, &rows[i / ABSGD_STATS_CHUNK]);
+    });
+    return rows;
+}
+
+/* The whole search on one process's batch. It stops early where the answer stands. */
+void follow_lam(const Losses &batch, const Tensor &lam_rule, double *lam) {
+    const absgd_lam_rule *rule = lam_rule_of(lam_rule);
+    absgd_lam_search search{};
+    for (int round = 0; round < ABSGD_LAM_ROUNDS; round++) {
+        const std::vector<absgd_lam_row> rows = lam_rows(batch, rule, &search);
+        check(absgd_lam_round(rule, rows.data(), rows.size(), &search), "absgd::follow_lam");
+        if (!search.has_answer || search.low == search.high) break;
+    }
+    check(absgd_lam_update(rule, &search, lam), "absgd::follow_lam");
+}
+
 } // namespace
 
-Tensor weigh(const Losses &batch, const std::optional<Tensor> &rows, const RuleState &state,
-             const absgd_rule &rule, double factor) {
+Tensor weigh(const Losses &batch, const std::optional<Tensor> &rows,
+             const std::optional<Tensor> &lam_rule, const RuleState &state, const absgd_rule &rule,
+             double factor) {
+    check_rows_or_rule(rows, lam_rule);
+    if (lam_rule) follow_lam(batch, *lam_rule, state.lam);
     const absgd_stats stats = whole_batch(batch, rows, state.lam);
     check(absgd_update_log_s(&stats, state.lam, &rule, state.log_s, state.log_s_lam),
           "absgd::weigh");
@@ -103,12 +139,13 @@ Tensor weigh(const Losses &batch, const std::optional<Tensor> &rows, const RuleS
 namespace {
 
 Tensor weigh_op(const Tensor &losses, std::optional<Tensor> mask, std::optional<Tensor> weight,
-                std::optional<Tensor> rows, const Tensor &lam, const Tensor &log_s,
-                const Tensor &log_s_lam, const Tensor &reports, double gamma, double alpha,
-                double s_init, double max_weight, bool keep_loss, bool bounded, double factor) {
-    return weigh(Losses(losses, mask, weight), rows, RuleState(lam, log_s, log_s_lam, reports),
-                 rule_of(gamma, alpha, s_init, max_weight, keep_loss, bounded, "absgd::weigh"),
-                 factor);
+                std::optional<Tensor> rows, std::optional<Tensor> lam_rule, const Tensor &lam,
+                const Tensor &log_s, const Tensor &log_s_lam, const Tensor &reports, double gamma,
+                double alpha, double s_init, double max_weight, bool keep_loss, bool bounded,
+                double factor) {
+    return weigh(
+        Losses(losses, mask, weight), rows, lam_rule, RuleState(lam, log_s, log_s_lam, reports),
+        rule_of(gamma, alpha, s_init, max_weight, keep_loss, bounded, "absgd::weigh"), factor);
 }
 
 void carry_log_s(const Tensor &lam, const Tensor &log_s, const Tensor &log_s_lam, double s_init) {
@@ -163,43 +200,6 @@ Tensor settle(const Tensor &accumulation, std::optional<Tensor> rows, const Tens
     return factor;
 }
 
-const absgd_lam_rule *lam_rule_of(const Tensor &rule) {
-    return reinterpret_cast<absgd_lam_rule *>(doubles(rule, LAM_RULE_SIZE, "lam_rule"));
-}
-
-absgd_lam_search *search_of(const Tensor &search) {
-    return reinterpret_cast<absgd_lam_search *>(doubles(search, LAM_SEARCH_SIZE, "search"));
-}
-
-std::vector<absgd_lam_row> lam_rows(const Losses &batch, const absgd_lam_rule *rule,
-                                    const absgd_lam_search *search) {
-    std::vector<absgd_lam_row> rows(chunks(batch.n, ABSGD_STATS_CHUNK));
-    absgd_lam_row none; /* the arguments are checked where the batch is empty, too */
-    check(absgd_lam_sums(batch.dtype, nullptr, nullptr, nullptr, 0, rule, search, &none),
-          "absgd::lam_sums");
-    for_chunks(batch.n, [&](int64_t i, int64_t n) {
-        absgd_lam_sums(batch.dtype, batch.at(i), batch.mask_at(i), batch.weight_at(i), n, rule,
-                       search, &rows[i / ABSGD_STATS_CHUNK]);
-    });
-    return rows;
-}
-
-} // namespace
-
-/* The whole search on one process's batch. It stops early where the answer stands. */
-void follow_lam(const Losses &batch, const Tensor &lam_rule, double *lam) {
-    const absgd_lam_rule *rule = lam_rule_of(lam_rule);
-    absgd_lam_search search{};
-    for (int round = 0; round < ABSGD_LAM_ROUNDS; round++) {
-        const std::vector<absgd_lam_row> rows = lam_rows(batch, rule, &search);
-        check(absgd_lam_round(rule, rows.data(), rows.size(), &search), "absgd::follow_lam");
-        if (!search.has_answer || search.low == search.high) break;
-    }
-    check(absgd_lam_update(rule, &search, lam), "absgd::follow_lam");
-}
-
-namespace {
-
 void follow_lam_op(const Tensor &losses, std::optional<Tensor> mask, std::optional<Tensor> weight,
                    const Tensor &lam_rule, const Tensor &lam) {
     follow_lam(Losses(losses, mask, weight), lam_rule, doubles(lam, 1, "lam"));
@@ -237,8 +237,8 @@ void lam_update(const Tensor &lam_rule, const Tensor &search, const Tensor &lam)
 STABLE_TORCH_LIBRARY(absgd, m) {
     m.def("batch_stats(Tensor losses, Tensor? mask, Tensor? weight, Tensor lam) -> Tensor");
     m.def("weigh("
-          "Tensor losses, Tensor? mask, Tensor? weight, Tensor? rows, "
-          "Tensor lam, Tensor(a!) log_s, Tensor(b!) log_s_lam, Tensor(c!) reports, "
+          "Tensor losses, Tensor? mask, Tensor? weight, Tensor? rows, Tensor? lam_rule, "
+          "Tensor(a!) lam, Tensor(b!) log_s, Tensor(c!) log_s_lam, Tensor(d!) reports, "
           "float gamma, float alpha, float s_init, "
           "float max_weight, bool keep_loss, bool bounded, float factor) -> Tensor");
     m.def("carry_log_s("

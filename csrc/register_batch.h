@@ -73,6 +73,12 @@ inline absgd_rule rule_of(double gamma, double alpha, double s_init, double max_
     return rule;
 }
 
+/* λ is found from the whole batch: with other ranks' rows, it is known by then. */
+inline void check_rows_or_rule(const std::optional<Tensor> &rows,
+                               const std::optional<Tensor> &lam_rule) {
+    STD_TORCH_CHECK(!(rows && lam_rule), "lam_rule must be None where rows are given");
+}
+
 /* The state of the rule, which weigh updates. */
 struct RuleState {
     double *lam, *log_s, *log_s_lam;

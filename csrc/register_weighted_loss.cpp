@@ -80,8 +80,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor>
 weighted(absgd_dtype dtype, const Losses &batch, const std::optional<Tensor> &lam_rule,
          const RuleState &state, const absgd_rule &rule, const Last &last) {
     const Tensor &losses = batch.values;
-    if (lam_rule) follow_lam(batch, *lam_rule, state.lam);
-    const Tensor weights = weigh(batch, std::nullopt, state, rule, 1.0);
+    const Tensor weights = weigh(batch, std::nullopt, lam_rule, state, rule, 1.0);
     const void *coefficients = coefficients_of(weights);
     Tensor total = new_empty(losses, {}, losses.scalar_type());
     (dtype == ABSGD_FLOAT64 ? dot<double> : dot<float>)(coefficients, batch, total);

@@ -52,10 +52,41 @@ Tensor new_weights(const Losses &losses) {
     return new_empty(losses.values, shape, arithmetic_type(losses.dtype));
 }
 
+const absgd_lam_rule *lam_rule_of(const OnDeviceOf &device, const Tensor &rule) {
+    return as<absgd_lam_rule>(device.doubles(rule, LAM_RULE_SIZE, "lam_rule"));
+}
+
+absgd_lam_search *search_of(const OnDeviceOf &device, const Tensor &search) {
+    return as<absgd_lam_search>(device.doubles(search, LAM_SEARCH_SIZE, "search"));
+}
+
+/* Room for `rows` rows a chunk; empty for a batch of one chunk. */
+Tensor new_lam_rows(const Losses &losses, int64_t rows) {
+    const int64_t n = chunks(losses.n, ABSGD_CUDA_CHUNK);
+    return new_empty(losses.values, {n > 1 ? rows * n * LAM_ROW_SIZE : 0}, ScalarType::Double);
+}
+
+absgd_lam_row *lam_rows(const Tensor &memory) {
+    return memory.numel() ? as<absgd_lam_row>(static_cast<double *>(memory.mutable_data_ptr()))
+                          : nullptr;
+}
+
+void follow_lam(const OnDeviceOf &device, const Losses &batch, const Tensor &lam_rule,
+                double *lam) {
+    const Tensor scratch = new_lam_rows(batch, 2);
+    check_cuda(absgd_follow_lam_cuda(batch.dtype, batch.at(0), batch.mask_at(0), batch.weight_at(0),
+                                     batch.n, lam_rule_of(device, lam_rule), lam_rows(scratch), lam,
+                                     device.stream()),
+               "absgd::follow_lam");
+}
+
 } // namespace
 
 Tensor weigh(const OnDeviceOf &device, const Losses &batch, const std::optional<Tensor> &rows_,
-             const DeviceState &state, const absgd_rule &rule, double factor) {
+             const std::optional<Tensor> &lam_rule, const DeviceState &state,
+             const absgd_rule &rule, double factor) {
+    check_rows_or_rule(rows_, lam_rule);
+    if (lam_rule) follow_lam(device, batch, *lam_rule, state.lam);
     const Rows rows(device, batch, rows_);
     Tensor out = new_weights(batch);
     check_cuda(absgd_weigh_cuda(batch.dtype, batch.at(0), batch.mask_at(0), batch.weight_at(0),
@@ -69,11 +100,12 @@ Tensor weigh(const OnDeviceOf &device, const Losses &batch, const std::optional<
 namespace {
 
 Tensor weigh_op(const Tensor &losses, std::optional<Tensor> mask, std::optional<Tensor> weight,
-                std::optional<Tensor> rows, const Tensor &lam, const Tensor &log_s,
-                const Tensor &log_s_lam, const Tensor &reports, double gamma, double alpha,
-                double s_init, double max_weight, bool keep_loss, bool bounded, double factor) {
+                std::optional<Tensor> rows, std::optional<Tensor> lam_rule, const Tensor &lam,
+                const Tensor &log_s, const Tensor &log_s_lam, const Tensor &reports, double gamma,
+                double alpha, double s_init, double max_weight, bool keep_loss, bool bounded,
+                double factor) {
     const OnDeviceOf device(losses);
-    return weigh(device, Losses(losses, mask, weight), rows,
+    return weigh(device, Losses(losses, mask, weight), rows, lam_rule,
                  DeviceState(device, lam, log_s, log_s_lam, reports),
                  rule_of(gamma, alpha, s_init, max_weight, keep_loss, bounded, "absgd::weigh"),
                  factor);
@@ -134,38 +166,6 @@ Tensor settle(const Tensor &accumulation, std::optional<Tensor> rows, const Tens
 }
 
 /* ---- λ from how selective the weights shall be ---- */
-
-const absgd_lam_rule *lam_rule_of(const OnDeviceOf &device, const Tensor &rule) {
-    return as<absgd_lam_rule>(device.doubles(rule, LAM_RULE_SIZE, "lam_rule"));
-}
-
-absgd_lam_search *search_of(const OnDeviceOf &device, const Tensor &search) {
-    return as<absgd_lam_search>(device.doubles(search, LAM_SEARCH_SIZE, "search"));
-}
-
-/* Room for `rows` rows a chunk; empty for a batch of one chunk. */
-Tensor new_lam_rows(const Losses &losses, int64_t rows) {
-    const int64_t n = chunks(losses.n, ABSGD_CUDA_CHUNK);
-    return new_empty(losses.values, {n > 1 ? rows * n * LAM_ROW_SIZE : 0}, ScalarType::Double);
-}
-
-absgd_lam_row *lam_rows(const Tensor &memory) {
-    return memory.numel() ? as<absgd_lam_row>(static_cast<double *>(memory.mutable_data_ptr()))
-                          : nullptr;
-}
-
-} // namespace
-
-void follow_lam(const OnDeviceOf &device, const Losses &batch, const Tensor &lam_rule,
-                double *lam) {
-    const Tensor scratch = new_lam_rows(batch, 2);
-    check_cuda(absgd_follow_lam_cuda(batch.dtype, batch.at(0), batch.mask_at(0), batch.weight_at(0),
-                                     batch.n, lam_rule_of(device, lam_rule), lam_rows(scratch), lam,
-                                     device.stream()),
-               "absgd::follow_lam");
-}
-
-namespace {
 
 void follow_lam_op(const Tensor &losses, std::optional<Tensor> mask, std::optional<Tensor> weight,
                    const Tensor &lam_rule, const Tensor &lam) {

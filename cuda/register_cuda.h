@@ -64,11 +64,10 @@ struct DeviceState {
           reports(as<absgd_report>(device.doubles(reports_, 2 * REPORT_SIZE, "reports"))) {}
 };
 
-/* register_cuda.cpp: a batch's weights and coefficients, [2, losses.shape], after log_s has taken
- * it in; λ moved to what its rule asks of a batch */
+/* register_cuda.cpp: as csrc/operators.h has it */
 Tensor weigh(const OnDeviceOf &device, const Losses &batch, const std::optional<Tensor> &rows,
-             const DeviceState &state, const absgd_rule &rule, double factor);
-void follow_lam(const OnDeviceOf &device, const Losses &batch, const Tensor &lam_rule, double *lam);
+             const std::optional<Tensor> &lam_rule, const DeviceState &state,
+             const absgd_rule &rule, double factor);
 
 /* register_losses_cuda.cpp: the losses and what backward wants of them; the logits' gradient */
 std::tuple<Tensor, Tensor> forward(const OnDeviceOf &device, const SoftmaxLoss &call);

@@ -100,8 +100,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> weighted_sigmoid_loss(
                                     "absgd::weighted_sigmoid_loss");
     const auto [losses, known] = forward(device, call);
     const Losses batch(losses, mask, base_weight);
-    if (lam_rule) follow_lam(device, batch, *lam_rule, state.lam);
-    const Tensor weights = weigh(device, batch, std::nullopt, state, rule, 1.0);
+    const Tensor weights = weigh(device, batch, std::nullopt, lam_rule, state, rule, 1.0);
     const void *coefficients = coefficients_of(weights);
     Tensor total = new_empty(losses, {}, losses.scalar_type());
     check_cuda(absgd_dot_cuda(batch.dtype, coefficients, losses.const_data_ptr(), batch.mask_at(0),

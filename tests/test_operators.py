@@ -33,6 +33,7 @@ def weigh_arguments(dtype: torch.dtype = torch.float32, n: int = 6, **changed: A
         "mask": torch.arange(n) % 3 != 0,
         "weight": None,
         "rows": None,
+        "lam_rule": None,
         "lam": scalar(0.5),
         "log_s": scalar(1.0),
         "log_s_lam": scalar(0.5),
@@ -160,6 +161,7 @@ CALLS: list[tuple[str, tuple]] = [
     *[("weigh", weigh_arguments(dtype)) for dtype in DTYPES],
     *[("weigh", weigh_arguments(dtype, weight=weights(dtype), **GUARDED)) for dtype in DTYPES],
     ("weigh", weigh_arguments(rows=ROWS, losses=torch.rand(2, 3), mask=None)),
+    ("weigh", weigh_arguments(lam_rule=LAM_RULE.clone(), weight=weights(), **GUARDED)),
     ("carry_log_s", (scalar(2.0), scalar(1.0), scalar(0.5), NAN)),
     *[("weigh_provisionally", provisional_arguments(dtype)) for dtype in DTYPES],
     ("weigh_provisionally", provisional_arguments(weight=weights(), **GUARDED)),
@@ -191,6 +193,9 @@ BAD_CALLS: list[tuple[str, tuple, str]] = [
         "lam must be .* float64 .* got",
     ),
     ("weigh", weigh_arguments(losses=torch.ones(6, dtype=torch.int32)), "losses must be float32"),
+    ("weigh", weigh_arguments(lam_rule=torch.ones(5).double()), "lam_rule must be"),
+    ("weigh", weigh_arguments(lam_rule=LAM_RULE * -1), "a hyper-parameter"),
+    ("weigh", weigh_arguments(lam_rule=LAM_RULE.clone(), rows=ROWS), "lam_rule must be None where"),
     ("weigh", weigh_arguments(mask=torch.ones(5).bool()), "mask must have the losses' shape"),
     ("weigh", weigh_arguments(mask=torch.ones(6)), "mask must be .*ool"),
     ("weigh", weigh_arguments(mask=torch.ones(2, 3).bool()), "mask must have the losses' shape"),
@@ -347,7 +352,7 @@ def test_weighted_softmax_loss_is_its_parts(dtype: torch.dtype, soft: bool, rule
         mask = mask & (target != -100)
     if rule:
         ABSGD.follow_lam(losses, mask, base, lam_rule, lam)
-    expected = ABSGD.weigh(losses, mask, base, None, lam, *state, *arguments[17:], 1.0)
+    expected = ABSGD.weigh(losses, mask, base, None, None, lam, *state, *arguments[17:], 1.0)
     total, got_losses, weights_, grad = ABSGD.weighted_softmax_loss(*arguments)
     assert equal([losses, lam, *state], [got_losses, arguments[13], *arguments[14:17]])
     torch.testing.assert_close(weights_, expected, rtol=1e-6, atol=0)
@@ -356,6 +361,16 @@ def test_weighted_softmax_loss_is_its_parts(dtype: torch.dtype, soft: bool, rule
     (torch.nn.functional.cross_entropy(x, target, reduction="none") * expected[1]).sum().backward()
     tolerance = {torch.float16: 2e-3, torch.bfloat16: 1e-2}.get(dtype, 1e-5)
     torch.testing.assert_close(grad.to(wide), x.grad, rtol=tolerance, atol=tolerance / 10)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_weighing_moves_lam_first(dtype: torch.dtype) -> None:
+    arguments = weigh_arguments(dtype, 500, lam_rule=LAM_RULE.clone(), **GUARDED)
+    losses, mask, weight, rows, rule, lam, *rest = copy.deepcopy(arguments)
+    ABSGD.follow_lam(losses, mask, weight, rule, lam)
+    expected = ABSGD.weigh(losses, mask, weight, rows, None, lam, *rest)
+    assert equal([ABSGD.weigh(*arguments), *arguments[5:9]], [expected, lam, *rest[:3]])
+    assert lam != 0.5
 
 
 def test_a_masked_loss_is_not_read_as_a_number() -> None:
@@ -369,7 +384,7 @@ def test_what_is_capped_is_told() -> None:
     arguments = weigh_arguments(mask=None, max_weight=1.0, bounded=True, log_s=scalar(NAN))
     out = ABSGD.weigh(*arguments)
     assert out[0].max() == 1.0
-    last = arguments[7][0]
+    last = arguments[8][0]
     assert last[-1] == (out[0] == 1).double().mean()
     acc = provisional_arguments(max_weight=1.0, log_s=scalar(NAN))
     out = ABSGD.weigh_provisionally(*acc)

@@ -150,6 +150,7 @@ def _(
     mask: Tensor | None,
     weight: Tensor | None,
     rows: Tensor | None,
+    lam_rule: Tensor | None,
     lam: Tensor,
     log_s: Tensor,
     log_s_lam: Tensor,
@@ -157,7 +158,8 @@ def _(
     *numbers: float,
 ) -> Tensor:
     _check_batch(losses, mask, weight)
-    _check_state(losses, lam, log_s, log_s_lam, reports, rows)
+    _check_state(losses, lam, log_s, log_s_lam, reports, rows, lam_rule)
+    require(rows is None or lam_rule is None, "lam_rule must be None where rows are given")
     return _weights_like(losses)
 
 

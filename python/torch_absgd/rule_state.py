@@ -71,6 +71,11 @@ class RuleState:
         """λ, and what `weigh` writes: log_s, log_s_lam and the reports."""
         return self.lam, self.log_s, self.log_s_lam, self.reports
 
+    @property
+    def followed(self) -> Tensor | None:
+        """The rule that λ follows, as the operators take it."""
+        return None if self.rule is None else self.lam_rule
+
     def constants(self) -> tuple[float, float, float, float, bool, bool]:
         """``absgd_rule``: γ, α, s_1, c, keep_loss, and whether s is bounded by the batch's own."""
         gamma = (0.9 if self.rule is None else 1.0) if self.gamma is None else self.gamma

@@ -155,7 +155,9 @@ class Watch:
 
     def check_reachable(self, state: RuleState, batch_size: int) -> None:
         """Says once that a batch of this size cannot meet the rule's target."""
-        if self.has_warned or self.batches > 0 or state.rule is None:
+        if state.rule is None or self.has_warned or self.batches > 0:
+            return
+        if torch.compiler.is_compiling():
             return
         sentence = unreachable(state.rule, batch_size)
         if sentence is not None:

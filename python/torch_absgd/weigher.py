@@ -72,13 +72,15 @@ class Weigher:
             self.rows, self._weights = rows, None
             return rows
         with state.restored() if self.is_frozen else nullcontext():
-            self._follow_lam(losses, mask, weight)
             ranks = self.ranks.world_size()
-            gathered = None
-            if ranks > 1:
+            if ranks == 1:
+                self.watch.check_reachable(state, losses.numel())
+                rows = self._weigh_with(losses, mask, weight, follows=True)
+            else:
+                self._follow_lam(losses, mask, weight)
                 own = torch.ops.absgd.batch_stats(losses, mask, weight, state.lam)
                 gathered = self.ranks.gather(own)
-            rows = self._weigh_with(losses, mask, weight, gathered, ranks)
+                rows = self._weigh_with(losses, mask, weight, gathered, ranks)
         self.remember(rows, losses, mask, weight)
         return rows
 
@@ -87,18 +89,22 @@ class Weigher:
         losses: Tensor,
         mask: Tensor | None,
         weight: Tensor | None,
-        gathered: Tensor | None,
-        ranks: int,
+        gathered: Tensor | None = None,
+        ranks: int = 1,
+        follows: bool = False,
         gamma: float | None = None,
     ) -> Tensor:
-        """The operator, on the ranks' statistics or, for one process, on these losses."""
-        written = self.state.normaliser()
+        """The operator, on the ranks' statistics or, for one process, on these losses; λ moves to
+        what they ask for if it ``follows`` its rule here."""
+        lam_rule = self.state.followed if follows else None
+        lam, *written = self.state.normaliser()
         own_gamma, *constants = self.state.constants()
         gamma = own_gamma if gamma is None else gamma
         out: Tensor = torch.ops.absgd.weigh(
-            losses, mask, weight, gathered, *written, gamma, *constants, ranks
+            losses, mask, weight, gathered, lam_rule, lam, *written, gamma, *constants, ranks
         )
-        torch.autograd.graph.increment_version(written[1:])  # operators leave it to their caller
+        # Operators leave it to their caller.
+        torch.autograd.graph.increment_version(written if lam_rule is None else [lam, *written])
         return out
 
     def state_on(self, device: torch.device) -> RuleState:
@@ -120,9 +126,9 @@ class Weigher:
         state = self.state
         if state.rule is None:
             return
-        if not torch.compiler.is_compiling():
-            self.watch.check_reachable(state, losses.numel() * self.ranks.world_size())
-        if self.ranks.world_size() == 1:
+        ranks = self.ranks.world_size()
+        self.watch.check_reachable(state, losses.numel() * ranks)
+        if ranks == 1:
             torch.ops.absgd.follow_lam(losses, mask, weight, state.lam_rule, state.lam)
         else:
             search = state.lam_rule.new_zeros(_ops.LAM_SEARCH_SIZE)
@@ -141,7 +147,7 @@ class Weigher:
                 if self.is_frozen:  # the state is that of before the batch
                     self._follow_lam(losses, mask, weight)
                 gamma = None if self.is_frozen else 1e-300  # so small that log_s stays as it is
-                again = self._weigh_with(losses, mask, weight, None, 1, gamma)[0]
+                again = self._weigh_with(losses, mask, weight, gamma=gamma)[0]
             # Another batch than the last one is noticed where no device has to be waited for.
             if losses.device.type != "cpu" or self.ranks.world_size() > 1 or _alike(again, rows[0]):
                 return rows

@@ -173,8 +173,7 @@ def weigh_at_once(
         target = target.to(dtype)
         arguments = (mask, base)
     state = weigher.state_on(input.device)
-    if state.rule is not None and not torch.compiler.is_compiling():
-        weigher.watch.check_reachable(state, shape.numel())
+    weigher.watch.check_reachable(state, shape.numel())
     lam, *written = state.normaliser()
     options = criterion.options(input)
     at_once = gives_gradient_at_once(input)
@@ -183,7 +182,7 @@ def weigh_at_once(
         target,
         *options,
         *arguments,
-        None if state.rule is None else state.lam_rule,
+        state.followed,
         lam,
         *written,
         *state.constants(),
