@@ -93,7 +93,7 @@ class Plan:
                 if not self.is_missing(cell, seed):
                     print(f"done     train.py {shlex.join(words)}")
                     continue
-                seconds = estimate(train.parse(words), cell, self.args.small)
+                seconds = estimate(train.parse(words), cell)
                 total += seconds
                 print(f"{duration(seconds):>8} train.py {shlex.join(words)}")
         print(f"{duration(total):>8} in all, by a network's time for a few random samples here, "
@@ -127,13 +127,13 @@ def duration(seconds: float) -> str:
     return f"{seconds:.0f} s"
 
 
-def estimate(args: argparse.Namespace, cell: Cell, is_small: bool) -> float:
+def estimate(args: argparse.Namespace, cell: Cell) -> float:
     """Seconds of forward and backward passes."""
     kind = {"imdb": "text"}.get(cell.needs, "image")
     side = {"cifar10": 32, "cifar100": 32}.get(cell.needs, args.image_size) // args.shrink
     classes = {"cifar10": 10, "imdb": 2}.get(cell.needs, 100)
     arch = args.arch or models.default_arch(kind, small_images=kind == "image")
-    samples = min(cell.samples, args.limit * classes) if is_small and args.limit else cell.samples
+    samples = min(cell.samples, args.limit * classes) if args.limit else cell.samples
     size = args.max_length if kind == "text" else side
     width = (args.hidden or 128, args.embedding)
     batch = args.batch_size if kind == "text" else 4  # an LSTM takes as long for one as for many
