@@ -26,6 +26,7 @@ if "--avx2" in sys.argv:  # both are read when torch and torch_absgd are importe
     os.environ.update(ABSGD_CPU_LEVEL="3", ATEN_CPU_CAPABILITY="avx2")
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
+import bench_compiled
 import bench_linear_loss
 import bench_loss
 import bench_scaling
@@ -48,6 +49,7 @@ MODULES = (
     bench_linear_loss,
     bench_weigh,
     bench_training,
+    bench_compiled,
     bench_scaling,
 )
 

@@ -17,6 +17,7 @@ HEADINGS = {
     "threads": "Two threads against one",
     "growth": "Growth with the batch and the classes",
     "training": "A whole training step",
+    "compiled": "A whole training step, compiled",
     "memory": "Peak memory of training",
 }
 
