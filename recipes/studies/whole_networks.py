@@ -61,8 +61,8 @@ LONG_TAIL = {
     "SGD": Method(),
     "ABSGD": Method(size=0.8),
     "logit-adjusted loss": Method("la"),
-    "logit-adjusted loss, ABSGD": Method("la", 0.8),
     "LDAM-DRW": Method("ldam", base="deferred"),
+    "logit-adjusted loss, ABSGD": Method("la", 0.8),
     "LDAM-DRW, ABSGD": Method("ldam", 0.8, base="deferred"),
     "class weights, deferred": Method(base="deferred"),
     "META (learning to reweight)": Method(base="meta"),
@@ -77,6 +77,7 @@ NOISE = {
     "SGD": Method(),
     "ABSGD": Method(size=0.8, start=0.25),
     "generalised cross-entropy": Method("gce"),
+    "ABSGD, from half on": Method(size=0.8, start=0.5),
 }
 
 
