@@ -208,7 +208,7 @@ def main(argv: Sequence[str] | None = None) -> Any:
     path.write_text(text + "\n")
     print(f"\n{text}\n\nwritten to {path}")
     if args.what in FIGURES:
-        curves.plot({key: [plan.directory(cell, seed) for seed in args.seeds]
+        curves.plot({key: [curves.read(plan.directory(cell, seed)) for seed in args.seeds]
                      for cell in plan.cells for key in [(cell.row, cell.column)] if key in found},
                     path.with_suffix(".png"))  # fmt: skip
     return text

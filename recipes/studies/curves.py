@@ -11,12 +11,13 @@ import numpy as np
 
 from engine import report
 
+Curves = dict[str, tuple[list[int], list[float]]]  # (epochs, overall accuracy) of each split
 STYLES = {"train accuracy": "--", "test": "-", "validation": "-"}
 
 
-def read(directory: Path) -> dict[str, tuple[list[int], list[float]]]:
-    """(epochs, overall accuracy) of each split that a run was evaluated on."""
-    found: dict[str, tuple[list[int], list[float]]] = {}
+def read(directory: Path) -> Curves:
+    """Of a run, of each split that it was evaluated on."""
+    found: Curves = {}
     for line in (directory / "log.jsonl").read_text().splitlines():
         record = json.loads(line)
         if "overall" in record:
@@ -26,7 +27,7 @@ def read(directory: Path) -> dict[str, tuple[list[int], list[float]]]:
     return found
 
 
-def plot(runs: dict[tuple[str, str], Sequence[Path]], path: Path) -> None:
+def plot(runs: dict[tuple[str, str], Sequence[Curves]], path: Path) -> None:
     """A panel a column of ``runs``, a curve a row: mean and deviation over the seeds; dashed, of
     the training set."""
     columns = list(dict.fromkeys(column for _, column in runs))
@@ -36,7 +37,7 @@ def plot(runs: dict[tuple[str, str], Sequence[Path]], path: Path) -> None:
     for axes, column in zip(panels[0], columns, strict=True):
         rows = [row for row, c in runs if c == column]
         for colour, row in zip(plt.get_cmap("tab10").colors, rows, strict=False):
-            seeds = [read(directory) for directory in runs[row, column]]
+            seeds = runs[row, column]
             for split in seeds[0]:
                 epochs = seeds[0][split][0]
                 values = 100 * np.array([of[split][1] for of in seeds])

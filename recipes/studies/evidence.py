@@ -2,9 +2,9 @@
 
     cd recipes; python -m studies.evidence [--harvest …]
 
---harvest takes over what run_trials.py, tradeoff.py, find_noise.py, cifar_cell.py and imdb_table.py
-have written elsewhere since; everything is rendered in any case. Differences are in points of
-accuracy, seed by seed, with Student's 95 % interval.
+--harvest takes over what run_trials.py, whole_networks.py, tradeoff.py, find_noise.py,
+cifar_cell.py, imdb_table.py and paper.py have written elsewhere since; everything is rendered in
+any case. Differences are in points of accuracy, seed by seed, with Student's 95 % interval.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from studies import cifar_cell, evidence_plot, imdb_table
+from studies import cifar_cell, evidence_plot, imdb_table, paper_figures
 from studies.suite_report import interval, signed
 
 RESULTS = Path(__file__).parent / "results"
@@ -282,6 +282,12 @@ def imdb_rows() -> str:
 # ---- the rest
 
 
+@cache
+def figures() -> list[Record]:
+    file = RESULTS / "paper_figures.json"
+    return json.loads(file.read_text()) if file.exists() else []
+
+
 def noise_found() -> str:
     rows = []
     for file in sorted(RESULTS.glob("find_noise_*.json")):
@@ -348,6 +354,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "cell": cell_table,
     "cell count": cell_count,
     "imdb": imdb_rows,
+    "figures": lambda: paper_figures.rows(figures()),
     "tradeoff": tradeoff_table,
     "find noise": noise_found,
     "sources": sources,
@@ -360,11 +367,12 @@ def render() -> str:
 
 
 def harvest(folder: Path) -> None:
-    """Takes over the records that are in ``folder``, laid out as results/; of cifar_cell/ and
-    imdb_table/, their --work, the runs that are finished."""
+    """Takes over the records that are in ``folder``, laid out as results/; of cifar_cell/,
+    imdb_table/ and paper_figures/, where they work, the runs that are finished."""
     for file in [*folder.glob("*.json"), *folder.glob("trials/*.json")]:
         shutil.copyfile(file, RESULTS / file.relative_to(folder))
-    for name, gather in (("cifar_cell", cifar_cell.gather), ("imdb_table", imdb_table.gather)):
+    for name, gather in (("cifar_cell", cifar_cell.gather), ("imdb_table", imdb_table.gather),
+                         ("paper_figures", paper_figures.gather)):  # fmt: skip
         runs = gather(folder / name)
         if runs:
             lines = ",\n".join(json.dumps(r, ensure_ascii=False) for r in runs)
@@ -381,6 +389,7 @@ def main() -> None:
     bars = [(kind, title(r), gain(r, "ABSGD", average))
             for kind, names in KINDS.items() for r in present(names)]  # fmt: skip
     evidence_plot.plot(bars, tradeoff(), RESULTS / "evidence.png")
+    paper_figures.plot(figures(), RESULTS / "paper_figures.png")
 
 
 if __name__ == "__main__":

@@ -1,14 +1,17 @@
 """The evidence: RESULTS.md is what its script renders, and the runs of the paper's cell."""
 
 import json
+from argparse import Namespace
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
+import paper
 import train
-from studies import cifar_cell, evidence, evidence_plot, imdb_table
+from studies import cifar_cell, evidence, evidence_plot, imdb_table, paper_figures
+from studies.tables import FIGURES
 
 
 def test_results_are_what_the_records_give():
@@ -52,6 +55,30 @@ def test_runs_of_the_imdb_table(tmp_path, monkeypatch):
     rows = evidence.imdb_rows()
     assert "| CE | SGD | 50.00 ± 0.00 | 25.00 ± 0.00 | 75.00 ± 0.00 |  | 2 |" in rows
     evidence.imdb.cache_clear()
+
+
+def test_figures_of_the_paper_are_gathered_and_drawn(tmp_path):
+    (cell,) = (c for c in FIGURES["figure4"][1] if (c.row, c.column) == ("SGD", "CIFAR-10"))
+    plan = paper.Plan(Namespace(output_dir=tmp_path, small=False), [cell], paper_figures.WORDS)
+    assert train.parse([*plan.words(cell, 1), "--output-dir", "-"]).stage_two == 20
+    for seed in (0, 2):
+        folder = plan.directory(cell, seed)
+        folder.mkdir(parents=True)
+        (folder / "results.json").write_text("{}")
+        lines = [
+            {"split": split, "epoch": e, "overall": (e + seed) / 100 + more}
+            for e in range(26)
+            for split, more in (("test", 0), ("train accuracy", 0.5))
+        ]
+        (folder / "log.jsonl").write_text("\n".join(map(json.dumps, lines)))  # fmt: skip
+    made = paper_figures.gather(tmp_path)
+    assert [(r["figure"], r["row"], r["seed"]) for r in made] == [
+        ("figure4", "SGD", 0), ("figure4", "SGD", 2)]  # fmt: skip
+    row = paper_figures.rows(made).splitlines()[-1]
+    assert [c.strip() for c in row.split("|")[1:-1]] == [
+        "Figure 4", "SGD", "20.0", "26.0", "26.0", "76.0", "2"]  # fmt: skip
+    paper_figures.plot(made, tmp_path / "a.png")
+    assert (tmp_path / "a.png").read_bytes()[:4] == b"\x89PNG"
 
 
 def test_a_classifier_after_training():

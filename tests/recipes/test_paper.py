@@ -85,6 +85,6 @@ def test_curves_have_a_panel_a_column_and_both_splits(tmp_path):
         (tmp_path / str(seed)).mkdir()
         (tmp_path / str(seed) / "log.jsonl").write_text(text)
     assert curves.read(tmp_path / "0")["train accuracy"] == ([1, 2, 3], [0.3, 0.4, 0.5])
-    runs = {("SGD", "CIFAR-10"): [tmp_path / "0", tmp_path / "1"]}
+    runs = {("SGD", "CIFAR-10"): [curves.read(tmp_path / seed) for seed in ("0", "1")]}
     curves.plot(runs, tmp_path / "figure.png")
     assert (tmp_path / "figure.png").read_bytes()[:4] == b"\x89PNG"
