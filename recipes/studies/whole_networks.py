@@ -76,8 +76,8 @@ HIDDEN = {
 NOISE = {
     "SGD": Method(),
     "ABSGD": Method(size=0.8, start=0.25),
-    "generalised cross-entropy": Method("gce"),
     "ABSGD, from half on": Method(size=0.8, start=0.5),
+    "generalised cross-entropy": Method("gce"),
 }
 
 
