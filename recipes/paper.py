@@ -78,9 +78,7 @@ class Plan:
         return [*words, *self.common, "--seed", str(seed)]
 
     def directory(self, cell: Cell, seed: int) -> Path:
-        """The same for one run in two tables."""
-        name = "_".join(w.removeprefix("--") for w in cell.words if w != "--preset")
-        return self.folder / name / f"seed{seed}"
+        return self.folder / cell.directory(seed)
 
     def is_missing(self, cell: Cell, seed: int) -> bool:
         return not (self.directory(cell, seed) / "results.json").exists()

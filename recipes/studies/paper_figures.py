@@ -9,14 +9,12 @@ with the WORDS below; `studies.evidence --harvest` takes the finished runs over.
 from __future__ import annotations
 
 import shlex
-from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-import paper
 from engine import report
 from studies import curves
 from studies.tables import FIGURES
@@ -33,16 +31,15 @@ def gather(work: Path) -> list[dict[str, Any]]:
     """The finished runs of paper.py's --output-dir."""
     made = []
     for figure, (_, cells) in FIGURES.items():
-        cells = [cell for cell in cells if cell.column == "CIFAR-10"]
-        plan = paper.Plan(Namespace(output_dir=work, small=False), cells, WORDS)
         for cell in cells:
             for seed in SEEDS:
-                if not plan.is_missing(cell, seed):
-                    words = plan.words(cell, seed)
+                folder = work / "full" / cell.directory(seed)
+                if cell.column == "CIFAR-10" and (folder / "results.json").exists():
+                    words = [*cell.words, *WORDS, "--seed", str(seed)]
                     made.append({
                         "figure": figure, "row": cell.row, "seed": seed,
                         "command": shlex.join(["train.py", *words]),
-                        "curves": curves.read(plan.directory(cell, seed)),
+                        "curves": curves.read(folder),
                     })  # fmt: skip
     return made
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import presets
 import torch_absgd as ta
@@ -36,6 +37,11 @@ class Cell:
     samples: int
     needs: str
     published: tuple[float, str] | None = None
+
+    def directory(self, seed: int) -> Path:
+        """Within a folder of runs; the same for one run in two tables."""
+        name = "_".join(w.removeprefix("--") for w in self.words if w != "--preset")
+        return Path(name) / f"seed{seed}"
 
 
 COUNTS = {"lt": ta.long_tailed_counts, "st": ta.step_counts}

@@ -67,12 +67,13 @@ def permissions_obeyed() -> Iterator[None]:
 
 def changes_of(folder: Path) -> set[tuple[str, int, int]]:
     found = set()
-    for path in folder.rglob("*"):
-        try:
-            stat = path.stat()
-        except FileNotFoundError:
-            continue
-        found.add((str(path), stat.st_size, stat.st_mtime_ns))
+    for place, folders, files in os.walk(folder):  # which passes over what has gone meanwhile
+        for path in (os.path.join(place, name) for name in (*folders, *files)):
+            try:
+                stat = os.stat(path)
+            except FileNotFoundError:
+                continue
+            found.add((path, stat.st_size, stat.st_mtime_ns))
     return found
 
 
