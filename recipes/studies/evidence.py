@@ -165,7 +165,7 @@ def whole_networks() -> str:
     for r in present(WHOLE):
         task = title(r).removeprefix("CIFAR-10, ResNet-8, ")
         columns.append((task, r, average))
-        if r["task"] not in map(title, present(["whole_noise", "whole_asym"])):
+        if "noise" not in task:
             three = "its three worst" if "hidden" in task else "its three rarest"
             columns.append((three, r, hard))
     return differences(columns)

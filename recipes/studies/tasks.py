@@ -27,6 +27,7 @@ import torch_absgd as ta
 from data.noise import confusions
 from data.text import SPECIAL, Vocabulary
 
+ANIMAL = torch.tensor([0, 0, 1, 1, 1, 1, 1, 1, 0, 0])  # of CIFAR-10's classes; 0: a vehicle
 DATA = Path(os.environ.get("ABSGD_DATA", "../shared/data"))
 
 
@@ -258,8 +259,7 @@ def cifar_features_1(judged_on: str) -> Task:
 def cifar_hidden(judged_on: str, seed: int = 0) -> Task:
     """The same features: animal or vehicle, its ten classes hidden, a long tail over all ten."""
     task = cifar_features(judged_on, seed)
-    animal = torch.tensor([0, 0, 1, 1, 1, 1, 1, 1, 0, 0])
-    train, held = (replace(p, y=animal[p.y]) for p in (task.train, task.held))
+    train, held = (replace(p, y=ANIMAL[p.y]) for p in (task.train, task.held))
     name = task.name.replace("features, ρ = 100", "features, hidden groups")
     return replace(task, name=name, train=train, held=held)
 

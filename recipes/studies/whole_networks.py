@@ -35,15 +35,15 @@ from data.noise import with_label_noise
 from data.subsets import choose, take_balanced
 from engine import report
 from studies import records
+from studies.cifar_cell import TAUS
+from studies.tasks import ANIMAL
 
 EPOCHS, BATCH_SIZE = 20, 64
 DEFERRED = 0.8  # of the epochs, from when on class weights and META's count
 HELD_OUT_EACH = 300
 TRIAL_SEED, SEEDS = 100, range(5)
 SETTINGS = [*itertools.product((0.05, 0.2), (5e-4, 5e-3))]  # lr, weight decay
-TAUS = [0.25 * i for i in range(13)]  # of logit adjustment,
-POST = ("SGD", "ABSGD")  # after training with these
-ANIMAL = torch.tensor([0, 0, 1, 1, 1, 1, 1, 1, 0, 0])
+POST = ("SGD", "ABSGD")  # with logit adjustment after training, too
 
 
 @dataclass(frozen=True)
