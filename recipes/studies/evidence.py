@@ -33,7 +33,7 @@ HIDDEN = ["digits_hidden", "clothes_hidden", "cifar_hidden", "cifar_hidden_1"]
 NOISE = ["digits_noise", "imdb_noise", "cifar_noise", "cifar_noise_40", "cifar_asym",
          "cifar_asym_40"]  # fmt: skip
 ADAMW = ["digits_lt-adamw", "digits_hidden-adamw", "digits_noise-adamw"]
-WHOLE = ["whole_lt", "whole_hidden", "whole_noise", "whole_asym"]
+WHOLE = ["whole_lt", "whole_hidden", "whole_noise", "whole_asym", "whole_asym_more"]
 KINDS = {"long tail": LONG_TAIL, "hidden groups": HIDDEN, "noise": NOISE, "AdamW": ADAMW,
          "whole networks": WHOLE}  # fmt: skip
 
