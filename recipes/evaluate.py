@@ -10,7 +10,6 @@ exit status is 1. The options are read from the checkpoint; --data-dir, --lists-
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from collections.abc import Sequence
@@ -120,10 +119,7 @@ def evaluate(path: Path, split: str | None, directory: Path, words: Sequence[str
 
 
 def main(argv: Sequence[str] | None = None) -> list[str]:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )  # fmt: skip
+    parser = options.Parser(__doc__, allow_abbrev=False)
     parser.add_argument("checkpoint", type=Path, help="a run's folder, or its checkpoint.pt")
     parser.add_argument("--split", choices=("validation", "test", "train"),
                         help="default: the one that the run reports on")  # fmt: skip

@@ -25,7 +25,7 @@ import torch
 
 import models
 import train
-from engine import report
+from engine import options, report
 from studies import curves, runs, toy_2d
 from studies.tables import FIGURES, REMARKS, TABLES, Cell, small
 
@@ -33,18 +33,16 @@ Found = dict[tuple[str, str], list[runs.Results]]
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )  # fmt: skip
+    parser = options.Parser(__doc__, allow_abbrev=False)
     # fmt: off
     parser.add_argument("what", choices=[*TABLES, "figure1", *FIGURES])
     parser.add_argument("--dry-run", action="store_true", help="print the commands, train nothing")
     parser.add_argument("--only", nargs="+", default=[], metavar="TEXT",
                         help="rows and columns whose names hold one of these texts")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of the runs")
     parser.add_argument("--small", action="store_true", help="a CPU's size, on what is at hand")
-    parser.add_argument("--output-dir", type=Path, default=Path("runs/paper"))
+    parser.add_argument("--output-dir", type=Path, default=Path("runs/paper"),
+                        help="of runs, tables and pictures")
     # fmt: on
     return parser
 

@@ -30,8 +30,8 @@ PLAY_NO_PART_AT_INFINITY = {"gamma", "alpha", "max_weight", "keep_loss"}
 class Parser(argparse.ArgumentParser):
     """Whose errors are one line, and whose help shows the defaults."""
 
-    def __init__(self, description: str | None) -> None:
-        super().__init__(description=description, formatter_class=WithDefaults)
+    def __init__(self, description: str | None = None, **others: Any) -> None:
+        super().__init__(description=description, formatter_class=WithDefaults, **others)
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"error: {message} (--help lists the options)\n")
@@ -42,7 +42,8 @@ class WithDefaults(argparse.RawDescriptionHelpFormatter):
         said, default = action.help or "", action.default
         if default in (None, "", [], argparse.SUPPRESS) or default is False or "default" in said:
             return said
-        return f"{said} (default: {default})"
+        shown = " ".join(map(str, default)) if isinstance(default, list) else default
+        return f"{said} (default: {shown})"
 
 
 def natural(text: str) -> int:

@@ -30,7 +30,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # recipes, where t
 import presets
 import train
 from baselines.methods import METHODS
-from engine import report
+from engine import options, report
 from studies import comparison_report, runs, step_cost
 
 Setting = dict[str, Any]
@@ -48,20 +48,19 @@ ONLY_FOR_NOISE = {"exponentiated"}
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )  # fmt: skip
+    parser = options.Parser(__doc__, allow_abbrev=False)
     commands = parser.add_subparsers(dest="command", required=True)
     table = commands.add_parser("table", help="finished runs of train.py as one table and plot")
     table.add_argument("runs", nargs="+", type=Path, metavar="RUN",
                        help="results.json, or a folder that holds some")  # fmt: skip
-    table.add_argument("--output-dir", type=Path, default=Path("runs/table"))
+    table.add_argument(
+        "--output-dir", type=Path, default=Path("runs/table"), help="of the table and the plot"
+    )
     run = argparse.ArgumentParser(add_help=False)
     # fmt: off
     run.add_argument("--methods", nargs="+", choices=METHODS, metavar="NAME",
                      help="default: all that the data suit; " + ", ".join(METHODS))
-    run.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    run.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of the runs")
     run.add_argument("--select", action="store_true",
                      help="choose settings first; without it --settings, or the grids' middles")
     run.add_argument("--trials", type=int, default=12, help="of each method in --select")
@@ -71,7 +70,8 @@ def build_parser() -> argparse.ArgumentParser:
                      help="of the clean training set, to judge trials by")
     run.add_argument("--settings", type=Path, help="settings.json of another run")
     run.add_argument("--rounds", type=int, default=30, help="of measuring the cost of a step")
-    run.add_argument("--output-dir", type=Path, default=Path("runs/compare"))
+    run.add_argument("--output-dir", type=Path, default=Path("runs/compare"),
+                     help="of runs, tables and pictures")
     # fmt: on
     commands.add_parser("run", parents=[run], help="train methods side by side")
     commands.add_parser("cost", parents=[run], help="only measure what a step of each costs")
