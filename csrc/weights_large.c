@@ -36,9 +36,10 @@ ABSGD_INLINE float value(exponential of, float x) {
     return x < of.low ? 0.0f : absgd_from_bits(absgd_bits(e) + (fixed & 0xff800000u));
 }
 
-/* has_negative: whether |L| is another number than L. */
+/* max: the largest x = ±L over w > 0; where w = 0, x may lie so far above it that its exponential
+ * has no float. has_negative: whether |L| is another number than L. */
 ABSGD_INLINE void add_block(absgd_dtype dtype, const void *losses, const uint8_t *mask,
-                            const float *weight, int64_t begin, int64_t end, float sign,
+                            const float *weight, int64_t begin, int64_t end, float sign, float max,
                             exponential of, int has_negative, absgd_stats *stats) {
     float sum_weight = 0.0f, sum = 0.0f, sum_sq = 0.0f, sum_loss = 0.0f, sum_weighted = 0.0f;
     float sum_abs_loss = 0.0f, sum_abs_weighted = 0.0f;
@@ -48,7 +49,8 @@ ABSGD_INLINE void add_block(absgd_dtype dtype, const void *losses, const uint8_t
         const int counts = !mask || mask[i];
         const float loss = counts ? load_f32(dtype, losses, i) : 0.0f;
         const float w = !counts ? 0.0f : weight ? weight[i] : 1.0f;
-        const float e = value(of, sign * loss);
+        const float x = sign * loss;
+        const float e = value(of, (mask || weight) && x > max ? max : x);
         const float we = w * e, weighted_loss = w * loss;
         if (weight) sum_weight += w;
         sum += we;
@@ -80,9 +82,9 @@ ABSGD_INLINE int stats_of(absgd_dtype dtype, const void *losses, const uint8_t *
     for (int64_t begin = 0; begin < n; begin += ABSGD_LARGE_BLOCK) {
         const int64_t end = end_of_block(begin, n);
         if (has_negative) {
-            add_block(dtype, losses, mask, weight, begin, end, sign, of, 1, stats);
+            add_block(dtype, losses, mask, weight, begin, end, sign, over.max, of, 1, stats);
         } else {
-            add_block(dtype, losses, mask, weight, begin, end, sign, of, 0, stats);
+            add_block(dtype, losses, mask, weight, begin, end, sign, over.max, of, 0, stats);
         }
     }
     stats->count = (double)over.count;

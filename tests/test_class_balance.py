@@ -278,6 +278,9 @@ def test_class_counts_read_no_image(kind: str, device: str | None) -> None:
     finally:
         torch.set_default_device(None)
     assert getattr(dataset, "loaded", []) == []
+    assert ta.class_counts(Subset(dataset, []), num_classes=3) == [0, 0, 0]
+    with pytest.raises(ValueError, match="dataset has no samples: num_classes must say"):
+        ta.class_counts(Subset(dataset, []))
     halves = random_split(dataset, [3, 3])
     counts = [ta.class_counts(half, 3) for half in halves]
     assert [a + b for a, b in zip(*counts, strict=True)] == [2, 1, 3]

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from reference import Algorithm1
 from torch_absgd import ABSGD, AttentionalLoss, EffectiveSampleSize, KLRadius, PerSampleCrossEntropy
+from torch_absgd.attentional_loss import gathered
 
 LAMS = [0.05, 1.0, -0.5, math.inf]
 GUARDS = [
@@ -344,6 +345,22 @@ def test_class_weights_of_soft_targets() -> None:
     opt = make(lam=0.5)
     losses = nn.functional.cross_entropy(logits, soft, reduction="none")
     torch.testing.assert_close(ours, opt.weigh(losses, weight=soft @ COUNTS), rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("shape", [(3,), (12, 3), (4, 3, 5)])
+def test_class_weights_of_soft_targets_under_autocast(shape: tuple[int, ...]) -> None:
+    weights = torch.tensor([1.0, 1.0, 70000.0])  # more than float16 holds
+    soft = torch.rand(shape).softmax(min(len(shape) - 1, 1))
+    losses = soft.sum(min(len(shape) - 1, 1))
+    want = torch.tensordot(soft, weights, dims=([min(len(shape) - 1, 1)], [0]))
+    with torch.autocast("cpu", torch.float16):
+        torch.testing.assert_close(gathered(weights, soft, losses, None), want)
+
+
+def test_class_weights_of_small_integers() -> None:
+    logits, target = torch.randn(3, 3), torch.ones(3, dtype=torch.int64)
+    criterion = AttentionalLoss(nn.CrossEntropyLoss(reduction="none"), class_weight=COUNTS)
+    assert criterion(logits, target.byte()) == criterion(logits, target)
 
 
 def test_guards_are_saved_and_loaded() -> None:

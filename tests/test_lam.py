@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from reference import log_mean_exp
-from torch_absgd import ABSGD, AttentionalLoss
+from torch_absgd import ABSGD, AttentionalLoss, EffectiveSampleSize
 
 LOSSES = torch.tensor([0.3, 1.2, 2.0, 0.7], dtype=torch.float64)
 
@@ -143,6 +143,19 @@ def test_restart_with_s_init(make: Make, s_init: float, log_s_1: float) -> None:
     owner.weigh(LOSSES)
     expected = average(log_s_1, first_log_s(1.0))
     assert owner.log_s.item() == pytest.approx(expected, rel=1e-13)
+
+
+@makers
+@pytest.mark.parametrize("before", [5.0, 0.05, -1.0, math.inf])
+def test_restart_at_a_rule_with_s_init(make: Make, before: float) -> None:
+    """s_1 is not carried over from a λ that is forgotten."""
+    rule = EffectiveSampleSize(0.8)
+    fresh, owner = (make(lam=lam, s_init=2.0, gamma=0.5) for lam in (rule, before))
+    owner.weigh(LOSSES)
+    owner.restart(rule)
+    for each in (fresh, owner):
+        each.weigh(LOSSES)
+    assert owner.log_s.item() == fresh.log_s.item()
 
 
 @pytest.mark.parametrize("form", ["torch", "polyak"])

@@ -56,6 +56,25 @@ def test_lam_set_in_one_group_is_seen_by_all() -> None:
     assert opt.lam == 3.0 and opt.param_groups[0]["lam"] == 3.0
 
 
+def test_a_rule_set_in_a_group_is_read_as_one() -> None:
+    opt = make()
+    opt.param_groups[0]["lam"] = rule = ta.EffectiveSampleSize(0.8)
+    assert opt.lam_rule == rule
+
+
+def test_no_s_init_in_a_group_is_none() -> None:
+    opt, twin = make(s_init=2.0), make()
+    opt.param_groups[0]["s_init"] = None
+    for each in (opt, twin):
+        each.weigh(LOSSES)
+        each.restart(1.0)
+        each.weigh(LOSSES)
+    assert opt.log_s == twin.log_s
+    ta.ABSGD([{"params": [parameter()], "s_init": None}], lr=0.1)
+    with pytest.raises(ValueError, match="s_init is the whole optimizer's"):
+        ta.ABSGD([{"params": [parameter()], "s_init": None}], lr=0.1, s_init=2.0)
+
+
 @pytest.mark.parametrize("name, value", [("gamma", 0.5), ("max_weight", 4.0), ("keep_loss", True)])
 def test_constants_set_in_a_group(name: str, value: object) -> None:
     opt, twin = make(), make(**{name: value})

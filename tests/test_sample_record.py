@@ -12,6 +12,7 @@ import torch
 import torch_absgd as ta
 
 SIZE = 12
+INDEX, X = torch.arange(3), torch.ones(3)
 
 
 def filled(dtype: torch.dtype = torch.float32) -> tuple[ta.SampleRecord, dict[int, list[Any]]]:
@@ -64,6 +65,12 @@ def test_a_sample_that_is_not_finite_is_left_out() -> None:
     assert repr(record) == "SampleRecord(3), 1 samples seen"
 
 
+def test_what_is_masked_is_left_out() -> None:
+    record = ta.SampleRecord(3)
+    record.update(torch.arange(3), X, X, mask=torch.tensor([True, False, True]))
+    assert record.times.tolist() == [1, 0, 1]
+
+
 def test_state_and_clear() -> None:
     record, _ = filled()
     file = io.BytesIO()
@@ -100,9 +107,6 @@ def test_default_dtype_and_device_change_nothing() -> None:
     assert record.weight.tolist() == [1, 1, 1] and record.sums.dtype is torch.float64
 
 
-INDEX, X = torch.arange(3), torch.ones(3)
-
-
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
@@ -123,6 +127,7 @@ INDEX, X = torch.arange(3), torch.ones(3)
             ValueError,
             "capped must have the losses' shape",
         ),
+        (lambda r: r.update(INDEX, X, X, mask=X), TypeError, "mask must be a bool tensor"),
         (lambda r: r.top(-1), ValueError, "Invalid k value: -1"),
         (lambda r: r.top(1, by="index"), ValueError, "Invalid by value: 'index'"),
         (lambda r: ta.SampleRecord(0), ValueError, "Invalid size value: 0"),

@@ -1,6 +1,9 @@
 """The one warning: early, when selective weights begin, and never for a run that is fine."""
 
+import copy
 import math
+import pickle
+import threading
 import warnings
 
 import pytest
@@ -97,6 +100,68 @@ def test_says_which_classes_negative_lam_gives_up() -> None:
     with pytest.warns(UserWarning, match=r"gives class\(es\) \[2\] less than 5%"):
         for _ in range(LOOK):
             criterion(logits + 0.1 * torch.randn(12, 3), target)
+
+
+class Trained(nn.Module):
+    """Four classes, of which the last is not learned yet."""
+
+    def __init__(self, criterion: ta.AttentionalLoss) -> None:
+        super().__init__()
+        self.criterion, self.target = criterion, torch.arange(16) % 4
+
+    def forward(self, target: Tensor | None = None, **others: Tensor) -> None:
+        logits = nn.functional.one_hot(self.target, 4) * 3.0
+        logits[self.target == 3] = torch.tensor([3.0, 0.0, 0.0, -3.0])
+        self.criterion(logits, self.target if target is None else target, **others)
+
+
+@pytest.mark.parametrize("case", ["ignored", "masked", "weight", "class_weight", "none"])
+@pytest.mark.parametrize("at_once", [False, True])
+def test_a_class_that_does_not_count_is_not_given_up(case: str, at_once: bool) -> None:
+    ignore = {"ignore_index": 255} if case == "ignored" else {}
+    ours, theirs = (
+        ta.PerSampleCrossEntropy(**ignore),
+        nn.CrossEntropyLoss(reduction="none", **ignore),
+    )
+    base = ours if at_once else theirs
+    weights = torch.tensor([1.0, 1.0, 1.0, 0.0]) if case == "class_weight" else None
+    trained = Trained(ta.AttentionalLoss(base, lam=-0.2, class_weight=weights))
+    last = trained.target == 3
+    given = {
+        "ignored": {"target": trained.target.masked_fill(last, 255)},
+        "masked": {"mask": ~last},
+        "weight": {"weight": (~last).float()},
+    }.get(case, {})
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for _ in range(LOOK):
+            trained(**given)
+    named = [w for w in caught if "gives class(es) [3]" in str(w.message)]
+    assert len(named) == (case == "none")
+
+
+def test_a_bad_or_an_empty_batch_does_not_end_the_watch() -> None:
+    for first in (torch.full((32,), math.nan), SKEWED[:0]):
+        opt = make(0.05)
+        assert weigh(opt, first, 1) == []
+        assert len(weigh(opt, SKEWED, LOOK)) == 1
+    assert weigh(make(0.05), torch.full((32,), math.nan), LOOK) == []
+
+
+def test_a_copy_watches_batches_of_its_own() -> None:
+    criterion = ta.AttentionalLoss(nn.Identity(), 0.05)
+    criterion.weigh(SKEWED)
+    criterion.weigher.watch.arrived = threading.Lock()  # like a device's event, not to be copied
+    for made in (copy.deepcopy(criterion), pickle.loads(pickle.dumps(criterion))):
+        with pytest.warns(UserWarning, match="training often collapses"):
+            for _ in range(LOOK):
+                made.weigh(SKEWED)
+
+
+def test_a_small_last_batch_is_none_to_warn_of() -> None:
+    opt = make(ta.EffectiveSampleSize(0.8))
+    assert [*weigh(opt, SKEWED, 3), *weigh(opt, SKEWED[:1], 1)] == []
+    assert len(weigh(make(ta.EffectiveSampleSize(0.8)), SKEWED[:1], 3)) == 1
 
 
 def test_says_that_a_radius_cannot_be_reached() -> None:

@@ -65,6 +65,23 @@ def test_masked_elements_are_no_samples(make: Make, lam: float) -> None:
 
 
 @makers
+@pytest.mark.parametrize("lam", [0.1, -0.1])
+@pytest.mark.parametrize("masked", [False, True])
+def test_what_does_not_count_may_be_far_above(make: Make, lam: float, masked: bool) -> None:
+    """In a batch whose exponentials are floats, which have none for z_i − max_j z_j > 88."""
+    owner, others = make(lam), torch.arange(4096) > 0
+    for gap in range(800, 1000):  # z_0 − z_i, in tenths; what is masked is taken for a loss of 0
+        level = gap / 10 * abs(lam)
+        losses = torch.full((4096,), level)
+        losses[0] += gap / 10 * lam
+        owner.restart(lam)
+        total = owner.weigh(losses, **({"mask": others} if masked else {"weight": others.float()}))
+        assert owner.log_s.item() == pytest.approx(level / lam, rel=1e-6)
+        assert total.item() == pytest.approx(level if masked else level * 4095 / 4096, rel=1e-5)
+        assert torch.equal(owner.weights > 0, others)
+
+
+@makers
 @lams
 @pytest.mark.parametrize("shape", [(0,), (3, 0), (2, 3)])
 def test_a_batch_without_samples(make: Make, lam: float, shape: tuple[int, ...]) -> None:

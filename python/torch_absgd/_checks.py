@@ -307,7 +307,12 @@ def check_losses_and_weights(losses: object, weights: object) -> tuple[Tensor, T
 
 
 def check_record_update(
-    size: int, indices: object, losses: object, weights: object, capped: object
+    size: int,
+    indices: object,
+    losses: object,
+    weights: object,
+    capped: object,
+    mask: object,
 ) -> None:
     """Raises unless these are a batch of a `SampleRecord` of ``size`` samples."""
     losses, _ = check_losses_and_weights(losses, weights)
@@ -317,13 +322,15 @@ def check_record_update(
         raise ValueError(
             f"indices must have the losses' shape {tuple(losses.shape)}, got {tuple(indices.shape)}"
         )
-    if capped is not None:
-        if not isinstance(capped, Tensor) or capped.dtype is not torch.bool:
-            raise TypeError(f"capped must be a bool tensor, got {_kind(capped)}")
-        if capped.shape != losses.shape:
+    for name, flags in (("capped", capped), ("mask", mask)):
+        if flags is None:
+            continue
+        if not isinstance(flags, Tensor) or flags.dtype is not torch.bool:
+            raise TypeError(f"{name} must be a bool tensor, got {_kind(flags)}")
+        if flags.shape != losses.shape:
             raise ValueError(
-                f"capped must have the losses' shape {tuple(losses.shape)}, got "
-                f"{tuple(capped.shape)}"
+                f"{name} must have the losses' shape {tuple(losses.shape)}, got "
+                f"{tuple(flags.shape)}"
             )
     if indices.device.type == "cpu" and indices.numel() > 0:
         low, high = int(indices.min()), int(indices.max())

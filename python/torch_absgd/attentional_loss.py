@@ -198,7 +198,7 @@ class AttentionalLoss(nn.Module):
             total = weigh_at_once(
                 criterion, input, target, weigher, mask, weight, self.class_weight
             )
-            _watch_classes(weigher, target)
+            self._watch_classes(weigher, target, mask, weight)
             return total
         losses = criterion(input, target)
         not_ignored = counted(criterion, target)
@@ -209,8 +209,33 @@ class AttentionalLoss(nn.Module):
             weight = base if weight is None else weight * base
         total = self.weigh(losses, mask, weight)
         if self.training and torch.is_grad_enabled():
-            _watch_classes(weigher, target)
+            self._watch_classes(weigher, target, mask, weight)
         return total
+
+    def _watch_classes(
+        self, weigher: Weigher, target: Any, mask: Tensor | None, weight: Tensor | None
+    ) -> None:
+        """Shows the watch the weights of each class that has samples to learn from."""
+        if torch.compiler.is_compiling() or weigher.is_frozen:
+            return
+        weights = weigher.weights
+        if (
+            not weigher.watch.wants_classes(weigher.state)
+            or not isinstance(target, Tensor)
+            or target.dtype is not torch.int64
+            or target.device.type != "cpu"
+            or weights is None
+            or weights.shape != target.shape
+            or target.numel() == 0
+        ):
+            return
+        counts = target >= 0
+        for those in (counted(self.criterion, target), mask, weight):
+            if those is not None:
+                counts = counts & (those > 0)
+        if self.class_weight is not None:
+            counts = counts & (self.class_weight[target.masked_fill(~counts, 0)] > 0)
+        weigher.watch.look_at_classes(weights, target.masked_fill(~counts, -1))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> AttentionalLoss:
         kept = self.class_weight
@@ -317,23 +342,11 @@ def gathered(class_weight: Tensor, target: Tensor, losses: Tensor, mask: Tensor 
     masked), Σ_c w_c q_c for class probabilities of shape (N, C, …)."""
     _rule_checks.check_class_target(class_weight, target, losses, mask)
     if target.is_floating_point():
-        if target.dim() == 1:
-            return target.to(class_weight.dtype) @ class_weight
-        soft: Tensor = torch.tensordot(target.to(class_weight.dtype), class_weight, dims=([1], [0]))
-        return soft
+        axis = min(target.dim() - 1, 1)
+        of_class = class_weight.view(-1, *[1] * (target.dim() - 1 - axis))
+        # No matrix product, which autocast would take in half precision.
+        return (target.to(class_weight.dtype) * of_class).sum(axis)
+    target = target.long()  # uint8 would be a mask
     out = (target < 0) | (target >= len(class_weight))
     measure: Tensor = class_weight[target.masked_fill(out, 0)].masked_fill(out, 1)
     return measure
-
-
-def _watch_classes(weigher: Weigher, target: Any) -> None:
-    if not weigher.state.is_negative or weigher.is_frozen or torch.compiler.is_compiling():
-        return
-    weights = weigher.weights
-    if (
-        isinstance(target, Tensor)
-        and target.dtype is torch.int64
-        and weights is not None
-        and weights.shape == target.shape
-    ):
-        weigher.watch.look_at_classes(weigher.state, weights, target)

@@ -36,12 +36,15 @@ def class_counts(dataset: Dataset[Any], num_classes: int | None = None) -> list[
 
     Raises:
         TypeError: the labels cannot be found, or are not integers.
-        ValueError: they are not one a sample, or not in [0, C).
+        ValueError: they are not one a sample, or not in [0, C); without a sample, num_classes is
+            None.
     """
     if num_classes is not None:
         num_classes = _checks.check_integer("num_classes", num_classes, 1, _checks.MOST_CLASSES)
     labels = targets_of(dataset)
-    largest = int(labels.max())
+    if num_classes is None and labels.numel() == 0:
+        raise ValueError("dataset has no samples: num_classes must say how many classes there are")
+    largest = int(labels.max()) if labels.numel() > 0 else -1
     if num_classes is not None and largest >= num_classes:
         raise ValueError(f"targets must be in [0, num_classes = {num_classes}), got {largest}")
     return cast("list[int]", labels.bincount(minlength=num_classes or 0).tolist())

@@ -172,11 +172,13 @@ class ABSGD(SharedGroups):
     @property
     def lam_rule(self) -> LamRule | None:
         """The `EffectiveSampleSize` or `KLRadius` that finds λ; None where λ is a number."""
+        self._adopt()
         return self.weigher.state.rule
 
     @property
     def log_s(self) -> Tensor:
         """log s, a 0-dim float64 copy: the normaliser, in the log domain. NaN while unset."""
+        self._adopt()
         return self.weigher.state.log_s.clone()
 
     def restart(self, lam: Lam, reset_momentum: bool = False) -> None:

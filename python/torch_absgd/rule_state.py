@@ -114,6 +114,7 @@ class RuleState:
         """Begins Algorithm 1 anew at another λ."""
         self.set_lam(lam)
         self.log_s.fill_(self.initial_log_s)
+        self.log_s_lam.copy_(self.lam)
         self.reports.fill_(math.nan)
 
     def move(self, device: torch.device) -> None:
@@ -223,6 +224,8 @@ def checked_entries(entries: Mapping[str, Any]) -> dict[str, Any]:
         loaded["lam"] = torch.full_like(loaded["lam"], -math.inf if rule.noisy else math.inf)
     if "lam" in loaded:
         loaded.setdefault("log_s_lam", loaded["lam"])
+    if loaded.get("s_init", 0.0) is None:
+        loaded["s_init"] = math.nan
     s_init = loaded.get("s_init")
     _rule_checks.check_rule(
         lam=loaded.get("lam", math.inf),

@@ -47,7 +47,12 @@ class SampleRecord:
 
     @torch.no_grad()
     def update(
-        self, indices: Tensor, losses: Tensor, weights: Tensor, capped: Tensor | None = None
+        self,
+        indices: Tensor,
+        losses: Tensor,
+        weights: Tensor,
+        capped: Tensor | None = None,
+        mask: Tensor | None = None,
     ) -> None:
         """Takes in a batch. A sample whose loss or weight is not finite is left out.
 
@@ -56,16 +61,20 @@ class SampleRecord:
                 check.)
             losses, weights: per sample, in the shape of ``indices``; any floating dtype.
             capped: bool in that shape: where ``max_weight`` bound.
+            mask: likewise, as `ABSGD.weigh` has it: the others are left out.
 
         Raises:
             TypeError, ValueError, IndexError: naming the argument; nothing is changed then.
         """
-        _checks.check_record_update(self.size, indices, losses, weights, capped)
+        _checks.check_record_update(self.size, indices, losses, weights, capped, mask)
         device = losses.device
         columns = [torch.ones_like(losses), weights, losses]
         columns.append(torch.zeros_like(losses) if capped is None else capped)
         batch = torch.stack([column.detach().flatten().to(device).double() for column in columns])
-        batch = batch.masked_fill(~batch.isfinite().all(0), 0)
+        counts = batch.isfinite().all(0)
+        if mask is not None:
+            counts &= mask.flatten().to(device)
+        batch = batch.masked_fill(~counts, 0)
         self.sums = self.sums.to(device)
         self.sums.index_add_(1, indices.flatten().to(device, torch.int64), batch)
 

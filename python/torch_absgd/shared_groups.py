@@ -6,6 +6,7 @@ and loaded."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from operator import is_
 from typing import Any, Literal
@@ -51,7 +52,8 @@ def taken_back(groups: Groups, wide: Mapping[str, Any]) -> dict[str, Any]:
 def check_group_entries(group: Mapping[str, Any], wide: Mapping[str, Any]) -> None:
     """Raises if a new group names another value of what is the whole optimizer's."""
     for name, value in wide.items():
-        if name in group and not same(group[name], value):
+        given = math.nan if name == "s_init" and group.get(name, 0) is None else group.get(name)
+        if name in group and not same(given, value):
             raise ValueError(
                 f"{name} is the whole optimizer's: a parameter group may not set it to "
                 f"{group[name]} (it is {value})"

@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 import sys
 import warnings
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -40,9 +41,18 @@ class Watch:
         self.has_warned = self.has_named = False
         self.begin()
 
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy looks at batches of its own: an event of a device cannot be copied."""
+        return {"has_warned": self.has_warned, "has_named": self.has_named}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self.begin()
+
     def begin(self) -> None:
         """λ was set: the next batches are looked at."""
         self.batches = self.missed = 0
+        self.was_reachable = False  # the rule's target, of a batch
         self.halves: Tensor | None = None  # [2, …]: their reports, of each half added up
         self.host: Tensor | None = None  # these, λ, and the λ that would be safe, on their way
         self.arrived: torch.cuda.Event | None = None
@@ -66,9 +76,10 @@ class Watch:
         if least_share(state) == 0:  # nothing to judge: no work for it either
             return
         if self.batches < LOOK:
-            if self.halves is None:
+            if self.halves is None or self.halves.device != state.reports.device:
                 self.halves = torch.zeros_like(state.reports)
-            self.halves[2 * self.batches // LOOK].add_(state.reports[0])
+            last = state.reports[0].nan_to_num(0.0, 0.0, 0.0)  # of a bad batch, or before the first
+            self.halves[2 * self.batches // LOOK].add_(last)
             self.batches += 1
             if self.batches == LOOK:
                 advice = _safe_lam(state, losses, mask, weight)
@@ -82,14 +93,17 @@ class Watch:
             *halves, lam, advised = self.host.tolist()
             n = len(halves) // 2
             first, later = Report(*halves[:n]), Report(*halves[n:])
-            self.batches, self.halves, self.host = LOOK + 1, None, None
+            self.batches, self.halves, self.host, self.arrived = LOOK + 1, None, None, None
             self._judge(first, later, lam, advised, state)
 
     def _judge(
         self, first: Report, later: Report, lam: float, advised: float, state: RuleState
     ) -> None:
         """From sums over each half of the batches."""
-        share = (first.effective_samples + later.effective_samples) / (first.count + later.count)
+        count = first.count + later.count
+        if count == 0:
+            return
+        share = (first.effective_samples + later.effective_samples) / count
         least = least_share(state)
         if not (share < least and (lam < 0 or _weighs_the_bulk(first, later, lam))):
             return
@@ -117,17 +131,18 @@ class Watch:
                 stacklevel=_outside(),
             )
 
-    def look_at_classes(self, state: RuleState, weights: Tensor, target: Tensor) -> None:
+    def wants_classes(self, state: RuleState) -> bool:
+        """Whether `look_at_classes` has still something to find out."""
+        return state.is_negative and not self.has_named and self.class_batches < LOOK
+
+    def look_at_classes(self, weights: Tensor, target: Tensor) -> None:
         """Where λ < 0 gives up samples as wrongly labelled: whether it gives up a class.
 
         Args:
             weights: p of the batch; 0 where a sample does not count.
-            target: int64 class indices in the weights' shape; negative where ignored.
+            target: int64 class indices in the weights' shape, on the CPU, where nobody has to
+                wait; negative where a sample does not count, or has a base measure of 0.
         """
-        if not state.is_negative or self.has_named or self.class_batches == LOOK:
-            return
-        if target.device.type != "cpu" or target.numel() == 0:  # asked where nobody has to wait
-            return
         counts = target >= 0
         classes = target[counts]
         rows = torch.stack([weights[counts].double(), torch.ones_like(classes).double()])
@@ -155,11 +170,12 @@ class Watch:
 
     def check_reachable(self, state: RuleState, batch_size: int) -> None:
         """Says once that a batch of this size cannot meet the rule's target."""
-        if state.rule is None or self.has_warned or self.batches > 0:
+        if state.rule is None or self.has_warned or self.was_reachable:
             return
         if torch.compiler.is_compiling():
             return
         sentence = unreachable(state.rule, batch_size)
+        self.was_reachable = sentence is None  # then only an epoch's last batch can be too small
         if sentence is not None:
             self.has_warned = True
             warnings.warn(sentence, stacklevel=_outside())
