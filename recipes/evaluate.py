@@ -37,9 +37,7 @@ def restore(path: Path, words: Sequence[str]) -> Run:
     Raises:
         ValueError: the data are others than the run's.
     """
-    state = checkpoint.load(path)
-    if not isinstance(state, dict) or "config" not in state:
-        raise ValueError(f"{path} holds no run, such as weights alone: name a run's checkpoint.pt")
+    state = checkpoint.load_run(path)
     config = options.as_named_now(state["config"])
     said = ["--data", config["data"]] if "data" in config else []  # 0.1 said it of CIFAR alone
     args = train.parse([*said, "--output-dir", str(path.parent), *words])

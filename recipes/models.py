@@ -156,6 +156,9 @@ def from_torchvision(arch: str, num_classes: int, pretrained: str, normed: bool)
             of weights does not fit.
     """
     known = torchvision.models.list_models(torchvision.models)
+    if arch in ARCHS:
+        raise ValueError(f"--pretrained is for torchvision's networks, not --arch {arch}: to go on "
+                         "from a run of train.py, --stage-one or --resume")  # fmt: skip
     if arch not in known:
         near = difflib.get_close_matches(arch, [*known, *ARCHS])
         raise ValueError(f"--arch {arch}: not in torchvision.models; near: {', '.join(near)}")

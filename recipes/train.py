@@ -119,6 +119,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 def idle(args: argparse.Namespace) -> list[str]:
     """The options that were given and change nothing."""
     own = METHODS[args.method].own if args.method else {}
+    has_loss = has_own_loss(args)
     is_idle = {
         "pretrained": args.arch in ("mlp", "lstm"),
         "online": args.arch != "lstm",
@@ -127,12 +128,30 @@ def idle(args: argparse.Namespace) -> list[str]:
         "recover_a": "recover_a" not in own,
         "meta_rate": "meta_rate" not in own,
         "focal_gamma": args.loss != "focal",
-        "class_weights": args.class_balance == "none",
+        "class_balance": has_loss,
+        "class_weights": args.class_balance == "none" or has_loss,
         "eval_train": not args.eval_every,
         "stop_epoch": args.stop_epoch is not None and args.stop_epoch > args.epochs,
     }
     found = [name for name, on in is_idle.items() if on and name in args.given]
     return [f"--{name.replace('_', '-')}" for name in found]
+
+
+def notes(args: argparse.Namespace) -> list[str]:
+    """What is odd about the options, but no error."""
+    found = [f"note: {option} has no effect here" for option in idle(args)]
+    method = METHODS.get(args.method)
+    decays = sum(epoch <= args.stage_two for epoch in args.lr_milestones)
+    lr = args.lr * args.lr_factor**decays
+    if method and method.change and args.lr_schedule == "step" and lr < 0.1 * args.lr:
+        found.append(f"note: --method {args.method} begins a part of the network anew, at a learning "
+                     f"rate of {lr:g}: try --lr-schedule cosine or --lr-factor 0.1")  # fmt: skip
+    return found
+
+
+def has_own_loss(args: argparse.Namespace) -> bool:
+    """Whether --method is a loss, which those of --loss and --class-balance give way to."""
+    return args.method is not None and METHODS[args.method].criterion is not None
 
 
 def faults(args: argparse.Namespace) -> Any:
@@ -142,6 +161,8 @@ def faults(args: argparse.Namespace) -> Any:
         yield f"--imbalance-ratio must be >= 1, got {args.imbalance_ratio}"
     if args.pretrained not in ("none", "imagenet") and not Path(args.pretrained).is_file():
         yield f"--pretrained: neither none nor imagenet nor a file: {args.pretrained}"
+    if has_own_loss(args) and "loss" in args.given:
+        yield f"--method {args.method} is a loss of its own: leave out --loss {args.loss}"
     if args.online and (args.class_balance != "none" or args.loss == "ldam"):
         yield "--online: class counts are not known, so no class balance and no LDAM"
     method = METHODS.get(args.method)
@@ -168,7 +189,7 @@ def of_stage_two(args: argparse.Namespace, method: Method | None) -> dict[str, b
     """The options that begin with stage two, and whether the run has each."""
     return {
         f"--lam {args.lam}": options.changes_lam(args),
-        "--class-balance drw": args.class_balance == "drw",
+        "--class-balance drw": args.class_balance == "drw" and not has_own_loss(args),
         "--stage-two-layers": bool(args.stage_two_layers),
         f"--method {args.method}": method is not None and method.has_stage_two,
     }
@@ -201,6 +222,7 @@ def build(args: argparse.Namespace) -> tuple[nn.Module, Task, Applied | None]:
         source.input[0], small_images=args.data in ("cifar10", "cifar100", "fashion-mnist")
     )
     network = models.network(args, source.input, len(train.classes))
+    options.check_layers(args, network)
     counts = task.class_counts
     print(
         f"{args.data}: {sum(counts)} training samples of {len(counts)} classes, per class "
@@ -264,7 +286,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any] | None:
     torch.manual_seed(args.seed)
     torch.backends.cudnn.deterministic = True
     network, task, changes = build(args)
-    for line in (plan(args), *(f"note: {option} has no effect here" for option in idle(args))):
+    for line in (plan(args), *notes(args)):
         print(line)
     if args.dry_run:
         print(f"would train {args.epochs} epochs of {len(task.batches)} batches")

@@ -8,7 +8,14 @@ import torch
 from torch import Tensor, nn
 
 from reference import Algorithm1
-from torch_absgd import ABSGD, AttentionalLoss, EffectiveSampleSize, KLRadius, PerSampleCrossEntropy
+from torch_absgd import (
+    ABSGD,
+    AttentionalLoss,
+    EffectiveSampleSize,
+    KLRadius,
+    PerSampleBCE,
+    PerSampleCrossEntropy,
+)
 from torch_absgd.attentional_loss import gathered
 
 LAMS = [0.05, 1.0, -0.5, math.inf]
@@ -355,6 +362,16 @@ def test_class_weights_of_soft_targets_under_autocast(shape: tuple[int, ...]) ->
     want = torch.tensordot(soft, weights, dims=([min(len(shape) - 1, 1)], [0]))
     with torch.autocast("cpu", torch.float16):
         torch.testing.assert_close(gathered(weights, soft, losses, None), want)
+
+
+def test_class_weights_are_of_one_class_a_sample() -> None:
+    several = torch.tensor([[1.0, 1.0, 0.0], [0.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
+    criterion = AttentionalLoss(PerSampleBCE(), class_weight=torch.ones(3))
+    for rows, total in ((slice(0, 1), "2"), (slice(1, 2), "0")):
+        with pytest.raises(ValueError, match=f"sum to 1, got a sum of {total}. Several labels"):
+            criterion(torch.zeros(1, 3), several[rows])
+    mask = torch.tensor([False, False, True])
+    assert criterion(torch.zeros(3, 3), several, mask).isfinite()
 
 
 def test_class_weights_of_small_integers() -> None:

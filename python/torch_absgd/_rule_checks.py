@@ -146,8 +146,8 @@ def check_criterion(criterion: object) -> None:
 def check_class_target(
     class_weight: Tensor, target: object, losses: Tensor, mask: Tensor | None
 ) -> None:
-    """Raises unless ``target`` says the class of each loss, by index or by probabilities. Indices
-    on a device are not looked at."""
+    """Raises unless ``target`` says the class of each loss, by index or by probabilities. The
+    values on a device are not looked at."""
     if not isinstance(target, Tensor):
         raise TypeError(f"class_weight needs target to be a tensor of classes, got {type(target)}")
     classes = len(class_weight)
@@ -157,6 +157,16 @@ def check_class_target(
                 f"class_weight of {classes} classes needs class probabilities of shape (N, "
                 f"{classes}, …), got {tuple(target.shape)}"
             )
+        if target.device.type == "cpu" and not torch.compiler.is_compiling():
+            total = target.detach().float().sum(min(target.dim() - 1, 1))
+            odd = (total - 1).abs() > 0.01
+            odd = odd if mask is None else odd & mask
+            if bool(odd.any()):
+                raise ValueError(
+                    "class_weight needs class probabilities that sum to 1, got a sum of "
+                    f"{total[odd][0].item():g}. Several labels a sample: pos_weight= of the "
+                    "criterion, or weight= in the call"
+                )
     elif target.shape != losses.shape or target.dtype is torch.bool:
         raise ValueError(
             f"class_weight needs one class index a loss, of shape {tuple(losses.shape)}, got "

@@ -93,8 +93,9 @@ class Accumulation:
         elif self.phase is Phase.PARTIAL and not self.overlap and not [*self.gradients()]:
             raise RuntimeError(
                 "accumulate(): the gradients of earlier micro-batches are not in .grad, and may "
-                "have to be scaled. Were they dropped, by model.zero_grad()? Call discard(). FSDP2 "
-                "keeps them elsewhere after set_requires_gradient_sync(False): leave it True"
+                "have to be scaled. Was finalize_grads_() not called before another optimizer's "
+                "step()? Were they dropped, by model.zero_grad()? Call discard(). FSDP2 keeps them "
+                "elsewhere after set_requires_gradient_sync(False): leave it True"
             )
 
     def expect_backward(self, total: Tensor) -> None:

@@ -111,8 +111,9 @@ class AttentionalLoss(nn.Module):
             ``ignore_index`` are masked out. For others, give ``mask=`` in the call.
         lam, gamma, s_init, alpha, max_weight, keep_loss, process_group: as in `ABSGD`.
         class_weight: (C), finite and ≥ 0: the base measure of each class, outside the exponential
-            (w_y for class indices, Σ_c w_c q_c for class probabilities). A buffer. The criterion's
-            own ``weight`` multiplies the loss itself, and so stands inside the exponential.
+            (w_y for class indices, Σ_c w_c q_c for class probabilities, which sum to 1). A buffer.
+            The criterion's own ``weight`` multiplies the loss itself, and so stands inside the
+            exponential.
         optimizer: an `ABSGD` whose λ and state to share; λ and the like are then its.
 
     Raises:

@@ -56,3 +56,15 @@ def load(path: Path, device: str | torch.device = "cpu") -> dict[str, Any]:
         if isinstance(error, UnpicklingError):  # torch advises to execute what is in it
             why = "it holds other than tensors and plain values; name a run's checkpoint.pt"
         raise ValueError(f"{path} is not a checkpoint: {why}") from error
+
+
+def load_run(path: Path, device: str | torch.device = "cpu") -> dict[str, Any]:
+    """As `load`, of a run of train.py.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    state = load(path, device)
+    if not isinstance(state, dict) or "config" not in state:
+        raise ValueError(f"{path} holds no run, such as weights alone: name a run's checkpoint.pt")
+    return state

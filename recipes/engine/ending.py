@@ -67,12 +67,16 @@ def advice(results: Results, records: Sequence[Record]) -> str:
     if is_absgd and share is not None and share > 0.97 and size > 1:
         return (f"a smaller |--lam| than {config['lam']}, or {FOUND}: the weights were all but "
                 f"equal (effective share {share:.2f})")  # fmt: skip
+    is_plain = config["class_balance"] == "none" and config["method"] in (None, "sgd", "absgd")
     groups = [metrics[name] for name in ("many", "medium", "few") if metrics[name] is not None]
     spread = groups and groups[0] - groups[-1] > 0.1
-    if config["optimizer"] == "sgd":
-        return f"--optimizer absgd {FOUND} (ess:0.8:noisy for noisy labels)"
-    if spread and config["class_balance"] == "none":
-        return "--class-balance drw: rare classes are far below frequent ones"
+    if spread and is_plain:
+        method = "la-post-absgd" if is_absgd else "la-post"
+        return (f"--method {method} (logit adjustment), or --class-balance drw: rare classes are "
+                "far below frequent ones")  # fmt: skip
+    if is_plain and not is_absgd:
+        return "if labels may be wrong: --optimizer absgd --lam ess:0.8:noisy"
+    values = "--lam, --lr and --weight-decay" if is_absgd else "--lr and --weight-decay"
     if results["split"] == "validation":
-        return "other values of --lam, --lr and --weight-decay; then, once, without --validate"
-    return "--validate 0.1 with other values of --lam: this choice was not compared with any"
+        return f"other values of {values}; then, once, without --validate"
+    return f"--validate 0.1 with other values of {values}: these were not compared with any"

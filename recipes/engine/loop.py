@@ -74,7 +74,7 @@ def begin(run: Run) -> None:
             )
         run.resume(checkpoint.load(run.path, args.device))
     elif args.stage_one:
-        run.take_over(checkpoint.load(args.stage_one, args.device))
+        run.take_over(checkpoint.load_run(args.stage_one, args.device))
         if distributed.is_first():
             records = args.stage_one.parent / "log.jsonl"
             content = records.read_bytes() if records.exists() else b""

@@ -287,6 +287,18 @@ def build_losses(
     return lambda epoch: balanced if epoch >= begin else plain
 
 
+def check_layers(args: argparse.Namespace, model: nn.Module) -> None:
+    """Raises ValueError if --layers or --stage-two-layers names no module of ``model``."""
+    for name in ("layers", "stage_two_layers"):
+        try:
+            if getattr(args, name):
+                ta.freeze_except(model, *getattr(args, name))
+        except ValueError as error:
+            raise ValueError(f"--{name.replace('_', '-')}: {error}") from None
+        finally:
+            ta.unfreeze(model)
+
+
 def freeze(args: argparse.Namespace, model: nn.Module, epoch: int) -> None:
     """Leaves trainable what --layers, or in stage two --stage-two-layers, says: by default all.
 

@@ -7,7 +7,7 @@ import pytest
 from engine import ending
 
 CONFIG = {"batch_size": 128, "optimizer": "absgd", "lam": 5.0, "lam_start": math.inf,
-          "epochs": 4, "stage_two": 3, "class_balance": "none"}  # fmt: skip
+          "epochs": 4, "stage_two": 3, "class_balance": "none", "method": None}  # fmt: skip
 
 
 def ended(share, balanced=0.5, **config):
@@ -18,6 +18,24 @@ def ended(share, balanced=0.5, **config):
                "evaluated": 1000, "split": "test"}  # fmt: skip
     records = [{"split": "train", "ess": share}]
     return ending.alarms(results, records), ending.advice(results, records)
+
+
+def spread_out(**config):
+    """The advice to a run whose frequent classes are far above the rare ones."""
+    metrics = {"balanced": 0.6, "per_class": [0.6] * 10, "many": 0.9, "medium": 0.6, "few": 0.3}
+    results = {"config": CONFIG | config, "metrics": metrics, "class_counts": [100] * 10,
+               "evaluated": 1000, "split": "test"}  # fmt: skip
+    return ending.advice(results, [{"split": "train", "ess": 0.8}])
+
+
+def test_class_counts_are_advised_once_and_weights_for_wrong_labels():
+    assert spread_out(optimizer="sgd").startswith("--method la-post (")
+    assert spread_out().startswith("--method la-post-absgd (")
+    for used in ({"method": "la"}, {"method": "crt"}, {"class_balance": "cb"}):
+        advice = spread_out(optimizer="sgd", **used)
+        assert advice.startswith("--validate 0.1 with other values of --lr and --weight-decay")
+    assert "--lam ess:0.8:noisy" in ended(1.0, optimizer="sgd")[1]
+    assert "other values of --lam" in ended(0.8)[1]
 
 
 def test_whether_stage_two_began_is_asked_first():

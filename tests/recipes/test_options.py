@@ -101,6 +101,7 @@ def test_without_anything_for_it_a_stage_two_may_be_anywhere():
         ["--pretrained", "imagenet"], ["--online"], ["--tau", "2"], ["--meta-rate", "2"],
         ["--recover-a", "0.2"], ["--focal-gamma", "2"], ["--class-weights", "outside"],
         ["--eval-train"], ["--stop-epoch", "9"], ["--lam", "1", "--optimizer", "sgd"],
+        ["--class-balance", "drw", "--method", "la"],
     ],
 )  # fmt: skip
 def test_an_option_without_effect_is_noted(words, capsys):
@@ -119,6 +120,38 @@ def test_an_option_with_effect_is_not(words, capsys):
     train.main([*words, *DIGITS, "--epochs", "4", "--stage-two", "3", "--label-noise", "sym:0.2",
                 "--dry-run"])  # fmt: skip
     assert "note:" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("option", ["--layers", "--stage-two-layers"])
+def test_layers_that_are_not_there_are_told_at_once(option):
+    with pytest.raises(ValueError, match=f"{option}: Invalid name: 'fcc'; available: "):
+        train.main([*DIGITS, "--epochs", "4", option, "fcc", "--dry-run"])
+
+
+def test_a_method_that_is_a_loss_takes_no_other(capsys):
+    words = [*DIGITS, "--method", "la", "--class-balance", "drw"]
+    assert train.plan(train.parse(words)) == "one stage, of sgd"
+    with pytest.raises(SystemExit):
+        train.parse([*words, "--loss", "focal"])
+    assert "--method la is a loss of its own: leave out --loss focal" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "is_noted"),
+    [([], True), (["--lr-schedule", "cosine"], False), (["--lr-factor", "0.1"], False)],
+)
+def test_a_new_layer_at_a_small_learning_rate_is_noted(words, is_noted):
+    args = train.parse([*DIGITS, "--epochs", "60", "--method", "crt", *words])
+    wanted = ["note: --method crt begins a part of the network anew, at a learning rate of 0.001: "
+              "try --lr-schedule cosine or --lr-factor 0.1"]  # fmt: skip
+    assert train.notes(args) == wanted * is_noted
+
+
+def test_weights_alone_are_no_stage_one(tmp_path):
+    torch.save({"w": torch.zeros(2)}, tmp_path / "w.pt")
+    with pytest.raises(ValueError, match=r"w\.pt holds no run, such as weights alone"):
+        train.main([*DIGITS, "--epochs", "4", "--stage-one", str(tmp_path / "w.pt"),
+                    "--output-dir", str(tmp_path / "out")])  # fmt: skip
 
 
 def test_guards_and_a_ramp_to_a_rule_together():
