@@ -144,8 +144,10 @@ def notes(args: argparse.Namespace) -> list[str]:
     decays = sum(epoch <= args.stage_two for epoch in args.lr_milestones)
     lr = args.lr * args.lr_factor**decays
     if method and method.change and args.lr_schedule == "step" and lr < 0.1 * args.lr:
-        found.append(f"note: --method {args.method} begins a part of the network anew, at a learning "
-                     f"rate of {lr:g}: try --lr-schedule cosine or --lr-factor 0.1")  # fmt: skip
+        found.append(
+            f"note: --method {args.method} begins a part of the network anew, at a learning rate "
+            f"of {lr:g}: try --lr-schedule cosine or --lr-factor 0.1"
+        )
     return found
 
 
