@@ -53,6 +53,6 @@ def draw(axes: plt.Axes, curves: dict[str, list[list[float]]]) -> None:
                   linewidth=1, label=name)  # fmt: skip
     axes.set_xlabel("three most frequent classes, %")
     axes.set_ylabel("three rarest classes, %")
-    axes.set_title("A last layer on CIFAR-10-LT features: what the rare classes cost", fontsize=10)
+    axes.set_title("A last layer on CIFAR-10-LT features:\nwhat the rare classes cost", fontsize=10)
     axes.grid(linewidth=0.4, alpha=0.6)
     axes.legend(fontsize=8)
