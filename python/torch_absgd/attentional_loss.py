@@ -111,9 +111,8 @@ class AttentionalLoss(nn.Module):
             ``ignore_index`` are masked out. For others, give ``mask=`` in the call.
         lam, gamma, s_init, alpha, max_weight, keep_loss, process_group: as in `ABSGD`.
         class_weight: (C), finite and ≥ 0: the base measure of each class, outside the exponential
-            (w_y for class indices, Σ_c w_c q_c for class probabilities, which sum to 1). A buffer.
-            The criterion's own ``weight`` multiplies the loss itself, and so stands inside the
-            exponential.
+            (w_y for class indices, Σ_c w_c q_c for probabilities, which sum to 1). A buffer. The
+            criterion's own ``weight`` multiplies the loss, and so stands inside the exponential.
         optimizer: an `ABSGD` whose λ and state to share; λ and the like are then its.
 
     Raises:
@@ -223,11 +222,9 @@ class AttentionalLoss(nn.Module):
         if (
             not weigher.watch.wants_classes(weigher.state)
             or not isinstance(target, Tensor)
-            or target.dtype is not torch.int64
-            or target.device.type != "cpu"
+            or (target.dtype, target.device.type) != (torch.int64, "cpu")
             or weights is None
             or weights.shape != target.shape
-            or target.numel() == 0
         ):
             return
         counts = target >= 0

@@ -65,7 +65,7 @@ class Plain:
 
     def restart(self, lam: Any) -> None:
         self.set_lam(lam)
-        self.rule.log_s = self.initial_log_s
+        self.rule.log_s, self.log_s_lam = self.initial_log_s, self.rule.lam
 
     def next_epoch(self) -> None:
         """A milestone restarts, or 1/λ is a line from what it was there to the milestone's,
