@@ -72,7 +72,7 @@ def begin(run: Run) -> None:
             raise FileExistsError(
                 f"{args.output_dir} holds a run: --resume it, or name another --output-dir"
             )
-        run.resume(checkpoint.load(run.path, args.device))
+        run.resume(checkpoint.load_run(run.path, args.device))
     elif args.stage_one:
         run.take_over(checkpoint.load_run(args.stage_one, args.device))
         if distributed.is_first():
